@@ -1,0 +1,1 @@
+"""Calibration records: our own format and TensorRT's text table."""

@@ -1,0 +1,1 @@
+"""Images from a trained network: statistics, generators, losses, recipes, one training loop."""
