@@ -1,0 +1,207 @@
+"""Float ONNX plus grids gives Q/DQ ONNX: integers for weights, Q/DQ pairs for activations.
+
+What TensorRT requires shapes the result (see `trt_rules`): zero-points are constant zeros, biases
+stay float, weights are stored as integers behind one DequantizeLinear, one pair per tensor. A grid
+of fewer than 8 bits is carried in INT8 behind a Clip.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from fdda_deploy.errors import ExportError
+from fdda_deploy.exporters import names
+from fdda_deploy.exporters.int4 import int4_initializer
+from fdda_deploy.quant.points import ActivationPoint, Placement, WeightPoint
+from fdda_deploy.quant.qparams import QParams
+
+IntegerWeight = tuple[npt.NDArray[np.int8], QParams]
+
+
+@dataclass(frozen=True)
+class Grids:
+    """The numbers that fill a placement.
+
+    Attributes:
+        activations: Grid of each activation point, by tensor.
+        weights: Integers and grid of each weight point, by initializer, in ONNX layout.
+        parameters: New values of float initializers (corrected or fine-tuned biases), by name.
+    """
+
+    activations: Mapping[str, QParams]
+    weights: Mapping[str, IntegerWeight]
+    parameters: Mapping[str, npt.NDArray[np.float32]]
+
+
+def insert_qdq(
+    model: onnx.ModelProto, placement: Placement, grids: Grids, metadata: Mapping[str, str]
+) -> onnx.ModelProto:
+    """Returns the Q/DQ twin of a float graph; ``model`` is left as it is.
+
+    Args:
+        model: Float graph with the names that ``placement`` uses.
+        placement: Where.
+        grids: With which numbers.
+        metadata: Written into the file (scheme, digests, versions).
+
+    Raises:
+        ExportError: A point names a tensor, an initializer or a grid that is not there, or the
+            result is not a valid ONNX graph.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    _set_parameters(result.graph, grids.parameters)
+    insertion = _Insertion(result.graph)
+    for point in placement.weights:
+        if point.initializer not in grids.weights:
+            raise ExportError(f"{point.initializer}: no integers for this weight. Quantize first.")
+        insertion.weight(point, *grids.weights[point.initializer])
+    for activation in placement.activations:
+        if activation.tensor not in grids.activations:
+            raise ExportError(f"{activation.tensor}: no range for this tensor. Calibrate first.")
+        insertion.activation(activation, grids.activations[activation.tensor])
+    insertion.finish()
+    helper.set_model_props(result, dict(metadata))
+    try:
+        onnx.checker.check_model(result)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(
+            f"the Q/DQ graph is not valid ONNX: {str(error).splitlines()[0]}"
+        ) from error
+    return result
+
+
+class _Insertion:
+    """Collects new nodes by where they belong, then rebuilds the node list in order."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.nodes = {node.name: node for node in graph.node}
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.produced = {t for node in graph.node for t in node.output}
+        self.produced |= {value.name for value in graph.input}
+        self.after: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        self.before: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+
+    def weight(self, point: WeightPoint, x_int: npt.NDArray[np.int8], qparams: QParams) -> None:
+        """Replaces a float initializer by integers and a DequantizeLinear."""
+        weight = point.initializer
+        if weight not in self.initializers:
+            raise ExportError(f"{weight}: the graph has no such initializer.")
+        if tuple(self.initializers[weight].dims) != x_int.shape:
+            raise ExportError(
+                f"{weight}: integers have shape {x_int.shape}, the graph wants "
+                f"{tuple(self.initializers[weight].dims)}."
+            )
+        self.graph.initializer.remove(self.initializers[weight])
+        integers, scale = names.quantized(weight), names.scale(weight)
+        if point.storage == "int4":
+            self.graph.initializer.append(int4_initializer(integers, x_int))
+        else:
+            self.graph.initializer.append(numpy_helper.from_array(x_int, integers))
+        self.graph.initializer.append(numpy_helper.from_array(qparams.scale, scale))
+        inputs = [integers, scale]
+        attributes: dict[str, int] = {"axis": point.axis}
+        if point.block_size is not None:
+            attributes["block_size"] = point.block_size
+        if point.storage == "int8":
+            zero_point = np.zeros(qparams.scale.shape, np.int8)
+            self.graph.initializer.append(
+                numpy_helper.from_array(zero_point, names.zero_point(weight))
+            )
+            inputs.append(names.zero_point(weight))
+        node = helper.make_node(
+            "DequantizeLinear",
+            inputs,
+            [names.dequantized(weight)],
+            name=names.dequantize_node(weight),
+            **attributes,
+        )
+        self.before[point.consumers[0]].append(node)
+        for consumer in point.consumers:
+            self._rewire(consumer, 1, names.dequantized(weight))
+
+    def activation(self, point: ActivationPoint, qparams: QParams) -> None:
+        """Puts a Q/DQ pair on a tensor and hands its output to the point's consumers."""
+        tensor = point.tensor
+        if tensor not in self.produced:
+            raise ExportError(f"{tensor}: the graph has no such tensor.")
+        if qparams.axis is not None or qparams.zero_point != 0:
+            raise ExportError(
+                f"{tensor}: activations take one scale and zero-point 0 (T003, T007)."
+            )
+        scale, zero = names.scale(tensor), names.zero_point(tensor)
+        self._constant(scale, qparams.scale)
+        self._constant(zero, np.zeros((), np.int8))
+        source = tensor
+        if (qparams.qmin, qparams.qmax) != (-128, 127):
+            source = self._clip(tensor, qparams)
+        self.after[tensor] += [
+            helper.make_node(
+                "QuantizeLinear",
+                [source, scale, zero],
+                [names.quantized(tensor)],
+                name=names.quantize_node(tensor),
+            ),
+            helper.make_node(
+                "DequantizeLinear",
+                [names.quantized(tensor), scale, zero],
+                [names.dequantized(tensor)],
+                name=names.dequantize_node(tensor),
+            ),
+        ]
+        for consumer, index in point.consumers:
+            self._rewire(consumer, index, names.dequantized(tensor))
+
+    def finish(self) -> None:
+        """Rebuilds the node list: producers before their Q/DQ, weight DQ before its consumer."""
+        ordered = [node for value in self.graph.input for node in self.after[value.name]]
+        for node in self.graph.node:
+            ordered += self.before[node.name]
+            ordered.append(node)
+            for tensor in node.output:
+                ordered += self.after[tensor]
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
+        del self.graph.node[:]
+        self.graph.node.extend(copies)
+
+    def _clip(self, tensor: str, qparams: QParams) -> str:
+        low, high = names.bound(tensor, "low"), names.bound(tensor, "high")
+        self._constant(low, qparams.low)
+        self._constant(high, qparams.high)
+        self.after[tensor].append(
+            helper.make_node(
+                "Clip", [tensor, low, high], [names.clipped(tensor)], name=names.clip_node(tensor)
+            )
+        )
+        return names.clipped(tensor)
+
+    def _constant(self, name: str, value: npt.NDArray[np.float32] | npt.NDArray[np.int8]) -> None:
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+
+    def _rewire(self, consumer: str, index: int, tensor: str) -> None:
+        if consumer not in self.nodes:
+            raise ExportError(f"{consumer}: the graph has no such node.")
+        self.nodes[consumer].input[index] = tensor
+
+
+def _set_parameters(
+    graph: onnx.GraphProto, parameters: Mapping[str, npt.NDArray[np.float32]]
+) -> None:
+    """Writes new values into float initializers that are named like torch parameters."""
+    for tensor in graph.initializer:
+        value = parameters.get(tensor.name)
+        if value is None:
+            continue
+        if tuple(tensor.dims) != value.shape:
+            raise ExportError(
+                f"{tensor.name}: new value has shape {value.shape}, the graph {tuple(tensor.dims)}."
+            )
+        tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
