@@ -1,0 +1,77 @@
+"""Calibration: run images through the float graph, then fix every range and every weight scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from fdda_deploy.errors import CalibrationError
+from fdda_deploy.pipeline.network import Progress
+from fdda_deploy.pipeline.quantization.convert import QuantNetwork
+from fdda_deploy.pipeline.quantization.observers import (
+    HistogramObserver,
+    activation_qparams,
+    weight_qparams,
+)
+
+
+@torch.no_grad()
+def calibrate(
+    network: QuantNetwork,
+    batches: Iterable[Tensor],
+    *,
+    observer: str = "mse",
+    device: torch.device | None = None,
+    num_images: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Fixes all grids of ``network`` in place.
+
+    Args:
+        network: As `convert` returns it; its quantizers pass values while ranges are measured.
+        batches: ``(N, C, H, W)`` float32, preprocessed.
+        observer: Activation range method (`observers.OBSERVERS`).
+        device: Where to run; the CPU when not given.
+        num_images: Total, for progress alone.
+        progress: Called with (images done, total, text).
+
+    Raises:
+        CalibrationError: No image, an activation that is not finite (named), or a weight that is.
+    """
+    calibrate_weights(network)
+    quantizers = network.activation_quantizers
+    if not quantizers:
+        return
+    where = device or torch.device("cpu")
+    observers = {name: HistogramObserver() for name in quantizers}
+    for name, quantizer in quantizers.items():
+        quantizer.observer = observers[name]
+    network.to(where)
+    seen = 0
+    try:
+        for batch in batches:
+            network(batch.to(where))
+            seen += len(batch)
+            if progress is not None:
+                progress(seen, num_images, "measuring ranges")
+    finally:
+        for quantizer in quantizers.values():
+            quantizer.observer = None
+    if seen == 0:
+        raise CalibrationError(
+            "no calibration image. Give --calib-data, or let images be synthesized."
+        )
+    bits = {point.tensor: point.num_bits for point in network.placement.activations}
+    for name, quantizer in quantizers.items():
+        histogram = observers[name].histogram()
+        quantizer.set_qparams(activation_qparams(histogram, bits[name], observer))
+
+
+def calibrate_weights(network: QuantNetwork) -> None:
+    """Fixes the scale of every weight by its own values: least L_2.4 error per channel or block."""
+    for point in network.placement.weights:
+        weight = network.weight_array(point)
+        qparams = weight_qparams(weight, point.num_bits, point.axis, point.block_size)
+        network.set_weight_qparams(point, qparams)

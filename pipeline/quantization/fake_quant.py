@@ -1,0 +1,104 @@
+"""Quantizers in torch: the same integers as `quant.affine`, with straight-through gradients."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fdda_deploy.errors import CalibrationError
+from fdda_deploy.quant.qparams import QParams
+
+
+class _RoundStraightThrough(torch.autograd.Function):
+    """Rounds half to even; its gradient is the identity (Bengio et al., arXiv 1308.3432)."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:  # noqa: ARG004  # torch passes it
+        return torch.round(x)
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # noqa: ARG004  # as above
+        return grad
+
+
+def quantize(x: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Returns the integers of ``x`` as float32, ``clip(round(x / scale), qmin, qmax)``.
+
+    ``scale`` broadcasts over ``x``. Equal to `fdda_deploy.quant.affine.quantize`, ties included.
+    """
+    rounded: Tensor = _RoundStraightThrough.apply(x / scale)
+    return rounded.clamp(qmin, qmax)
+
+
+class Observer(Protocol):
+    """Gathers the range of one tensor."""
+
+    def observe(self, x: Tensor) -> None:
+        """Takes in one batch of any shape."""
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds one activation tensor to its grid; until it has one, the float value passes.
+
+    While ``observer`` is set, the float value is shown to it and passes unchanged.
+    """
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.qparams: QParams | None = None
+        self.observer: Observer | None = None
+
+    def set_qparams(self, qparams: QParams) -> None:
+        """Fixes the grid.
+
+        Raises:
+            CalibrationError: More than one scale, or a zero-point other than 0.
+        """
+        if qparams.axis is not None or qparams.zero_point != 0:
+            raise CalibrationError(
+                "an activation takes one scale and the zero-point 0 (T003, T007)."
+            )
+        self.qparams = qparams
+        self.scale.fill_(float(qparams.scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns ``x`` on its grid, same shape and dtype."""
+        if self.observer is not None:
+            self.observer.observe(x)
+            return x
+        if self.qparams is None:
+            return x
+        return quantize(x, self.scale, self.qparams.qmin, self.qparams.qmax) * self.scale
+
+
+class WeightQuantizer(nn.Module):
+    """Rounds one weight to its grid, with scales shaped to broadcast over it."""
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.qparams: QParams | None = None
+
+    def set_qparams(self, qparams: QParams, shape: tuple[int, ...]) -> None:
+        """Fixes the grid of a weight of ``shape``.
+
+        Raises:
+            CalibrationError: Scales that do not fit the shape.
+        """
+        self.qparams = qparams
+        full = np.ascontiguousarray(qparams.scale_for(shape))
+        self.scale = torch.from_numpy(full.copy()).to(self.scale.device)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Returns ``weight`` on its grid, same shape and dtype."""
+        if self.qparams is None:
+            return weight
+        return quantize(weight, self.scale, self.qparams.qmin, self.qparams.qmax) * self.scale
