@@ -82,11 +82,12 @@ def trace(module: nn.Module, image_shape: tuple[int, int, int]) -> torch.export.
             return torch.export.export(
                 module.eval(), (example,), dynamic_shapes=({0: batch},), strict=False
             )
-        except Exception as error:  # noqa: BLE001  # torch.export raises dozens of types
+        except Exception as error:  # torch.export raises dozens of types
             raise ModelError(
                 f"{type(module).__name__} cannot be traced for a batch of "
-                f"{'x'.join(map(str, image_shape))} images: {_first_line(error)}. Check --input-size, "
-                "and that forward() takes one image batch and has no data-dependent Python."
+                f"{'x'.join(map(str, image_shape))} images: {_first_line(error)}. Check "
+                "--input-size, and that forward() takes one image batch and has no "
+                "data-dependent Python."
             ) from error
 
 
@@ -94,7 +95,8 @@ def graph_module_from(program: torch.export.ExportedProgram) -> fx.GraphModule:
     """Returns the program as an executable graph without its input guards."""
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
-    return module
+    # A plain GraphModule: the one that torch.export makes refuses train() and eval().
+    return fx.GraphModule(module, module.graph)
 
 
 def statistics_network(program: torch.export.ExportedProgram) -> StatisticsNetwork:

@@ -27,9 +27,7 @@ def signed_range(num_bits: int) -> tuple[int, int]:
     return -(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1
 
 
-def qparams_from_amax(
-    amax: npt.ArrayLike, num_bits: int = 8, axis: int | None = None
-) -> QParams:
+def qparams_from_amax(amax: npt.ArrayLike, num_bits: int = 8, axis: int | None = None) -> QParams:
     """Returns symmetric parameters that represent ``amax``: ``scale = amax / qmax``.
 
     Args:
@@ -57,7 +55,8 @@ def quantize(x: npt.ArrayLike, qparams: QParams) -> npt.NDArray[np.int8]:
     """
     x_array = np.asarray(x, dtype=np.float32)
     x_scaled = np.rint(x_array / qparams.scale_for(x_array.shape)) + np.float32(qparams.zero_point)
-    return np.clip(x_scaled, qparams.qmin, qparams.qmax).astype(np.int8)
+    x_int: npt.NDArray[np.int8] = np.clip(x_scaled, qparams.qmin, qparams.qmax).astype(np.int8)
+    return x_int
 
 
 def dequantize(x_int: npt.ArrayLike, qparams: QParams) -> FloatArray:

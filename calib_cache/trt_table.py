@@ -1,0 +1,246 @@
+"""TensorRT's text calibration table: one big-endian float32 scale per tensor, in hexadecimal.
+
+    TRT-101601-EntropyCalibration2
+    input: 3caa54fc
+
+The number is ``scale = amax / 127``. Tables belong to one TensorRT release (10 and older): on
+import keep the scales and say where they come from; on TensorRT 11 turn them into Q/DQ pairs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fdda_deploy.calib_cache.record import CalibrationRecord
+from fdda_deploy.errors import CalibrationError
+from fdda_deploy.quant.qparams import QParams
+
+LEVELS = 127.0
+"""The table's integer grid is always 8 bits: scale = amax / 127, whatever the network's width."""
+MAX_PLAUSIBLE_SCALE = 8.0
+"""More than half of the tensors beyond +-1000: not a network, but 127 / amax of amax below 16."""
+MAX_CHARS = 64 * 2**20
+_HEADER = re.compile(r"TRT-([0-9]{1,12})-([A-Za-z0-9_]{1,64})")
+_HEX = re.compile(r"[0-9A-Fa-f]{1,8}")
+_SIGNED_8 = (-128, 127)
+
+
+@dataclass(frozen=True)
+class TrtTable:
+    """One calibration table.
+
+    Attributes:
+        version_digits: TensorRT release without dots, for instance ``101601``.
+        algorithm: For instance ``EntropyCalibration2`` or ``MinMaxCalibration``.
+        scales: Real units per integer step by tensor name, float32; 0 for a tensor never excited.
+
+    Raises:
+        CalibrationError: A header, name or scale that the format cannot hold.
+    """
+
+    version_digits: str
+    algorithm: str
+    scales: Mapping[str, np.float32]
+
+    def __post_init__(self) -> None:
+        header = f"TRT-{self.version_digits}-{self.algorithm}"
+        if _HEADER.fullmatch(header) is None:
+            raise CalibrationError(
+                f"calibration table: header {_shown(header)}, want TRT-<digits>-<algorithm>."
+            )
+        for name in self.scales:
+            _check_name(name)
+        scales = {name: _checked(name, scale) for name, scale in self.scales.items()}
+        object.__setattr__(self, "scales", scales)
+
+
+def parse(text: str | bytes) -> TrtTable:
+    """Returns the table in ``text``; reads CRLF, stripped leading zeros, and a bare 0.
+
+    Names are split from the right, so they may hold colons and spaces. A name may stand twice only
+    with the same scale.
+
+    Raises:
+        CalibrationError: Anything that is not such a table; names the line.
+    """
+    lines = _decoded(text).removeprefix("\ufeff").split("\n")
+    header = _HEADER.fullmatch(lines[0].rstrip("\r "))
+    if header is None:
+        raise CalibrationError(
+            f"calibration table: line 1 is {_shown(lines[0])}, want TRT-<digits>-<algorithm>."
+        )
+    scales: dict[str, np.float32] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        name, scale = _entry(number, line.removesuffix("\r"))
+        if scales.setdefault(name, scale) != scale:
+            raise CalibrationError(
+                f"calibration table: line {number}: {_shown(name)} has scale {scale}, an earlier "
+                f"line says {scales[name]}. Keep the right one."
+            )
+    return TrtTable(header[1], header[2], scales)
+
+
+def render(table: TrtTable) -> str:
+    r"""Returns ``table`` as text that TensorRT reads, and `parse` too, bit for bit.
+
+    Example:
+        >>> render(TrtTable("101601", "EntropyCalibration2", {"input": np.float32(0.020792477)}))
+        'TRT-101601-EntropyCalibration2\ninput: 3caa54fc\n'
+    """
+    lines = [f"TRT-{table.version_digits}-{table.algorithm}"]
+    lines += [f"{name}: {struct.pack('>f', scale).hex()}" for name, scale in table.scales.items()]
+    return "\n".join(lines) + "\n"
+
+
+def table_from_record(
+    record: CalibrationRecord,
+    version_digits: str = "101601",
+    algorithm: str = "EntropyCalibration2",
+) -> TrtTable:
+    """Returns the activations of ``record`` as a table; weights have no place in one.
+
+    An 8-bit grid gives its own scale. A narrower grid gives the 8-bit scale that covers the same
+    range: ``max(|low|, |high|) / 127``.
+
+    Raises:
+        CalibrationError: An activation with more than one scale, or a name with a line break.
+    """
+    scales = {}
+    for name, tensor in record.tensors.items():
+        if tensor.role != "activation":
+            continue
+        if tensor.qparams.scale.size != 1:
+            raise CalibrationError(
+                f"{name}: {tensor.qparams.scale.size} scales, but a calibration table holds one "
+                "per tensor. Calibrate activations per tensor."
+            )
+        scales[name] = _eight_bit_scale(tensor.qparams)
+    return TrtTable(version_digits, algorithm, scales)
+
+
+def qparams_from_table(table: TrtTable) -> dict[str, QParams]:
+    """Returns an 8-bit grid per tensor; tensors with scale 0 (never excited) are left out.
+
+    Raises:
+        CalibrationError: A subnormal scale, which TensorRT flushes to zero.
+    """
+    excited = {name: scale for name, scale in table.scales.items() if scale > 0}
+    return {
+        name: QParams(np.asarray(scale, np.float32), *_SIGNED_8) for name, scale in excited.items()
+    }
+
+
+def looks_inverted(table: TrtTable, reference: Mapping[str, float] | None = None) -> bool:
+    """Returns whether the table holds 127/amax, a known mistake of some tools, not amax/127.
+
+    With a ``reference`` (known scales by tensor) the log-distances decide: the table is inverted
+    when its product with the reference lies nearer to 1 than its ratio does, by a factor of 2 on
+    average. A table within a factor of 2 of the reference is never called inverted; an exact
+    inverse always is, unless the reference lies within a factor of sqrt(2) of 1, where both
+    readings agree. Without a reference only the implausible is caught: more than half of the
+    tensors with a range beyond 127 * 8. Inverted tables of networks with larger ranges than 16
+    pass, so give a reference where there is one.
+    """
+    pairs = [
+        (math.log2(scale), math.log2(known))
+        for name, scale in table.scales.items()
+        if scale > 0 and (known := (reference or {}).get(name, 0.0)) > 0 and math.isfinite(known)
+    ]
+    if pairs:
+        as_ratio = statistics.fmean(abs(scale - known) for scale, known in pairs)
+        as_product = statistics.fmean(abs(scale + known) for scale, known in pairs)
+        return as_product + 1.0 < as_ratio
+    excited = [float(scale) for scale in table.scales.values() if scale > 0]
+    return bool(excited) and statistics.median_low(excited) > MAX_PLAUSIBLE_SCALE
+
+
+def refuse_inverted(table: TrtTable, reference: Mapping[str, float] | None = None) -> None:
+    """Raises when `looks_inverted`.
+
+    Raises:
+        CalibrationError: Says which tensor shows it and what to do.
+    """
+    if not looks_inverted(table, reference):
+        return
+    name, scale = max(table.scales.items(), key=lambda entry: entry[1])
+    raise CalibrationError(
+        f"calibration table: {_shown(name)} has scale {scale:.6g}, a range of "
+        f"+-{LEVELS * scale:.6g}: the table seems to hold 127/amax where TensorRT wants "
+        "amax/127. Write it again with the reciprocals."
+    )
+
+
+def _eight_bit_scale(qparams: QParams) -> np.float32:
+    scale = np.float32(qparams.scale.reshape(-1)[0])
+    if (qparams.qmin, qparams.qmax) == _SIGNED_8 and qparams.zero_point == 0:
+        return scale
+    amax = max(abs(float(qparams.low.reshape(-1)[0])), abs(float(qparams.high.reshape(-1)[0])))
+    return np.float32(amax / LEVELS)
+
+
+def _decoded(text: str | bytes) -> str:
+    if len(text) > MAX_CHARS:
+        raise CalibrationError(f"calibration table: longer than {MAX_CHARS} bytes.")
+    if isinstance(text, str):
+        return text
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CalibrationError(
+            f"calibration table: not text (byte {error.start} is not UTF-8). Is it ONNX Runtime's "
+            "flatbuffer table?"
+        ) from error
+
+
+def _entry(number: int, line: str) -> tuple[str, np.float32]:
+    name, colon, digits = line.rpartition(":")
+    digits = digits.strip(" \t")
+    if not colon or not name or _HEX.fullmatch(digits) is None:
+        raise CalibrationError(
+            f"calibration table: line {number} is {_shown(line)}, want 'tensor: 3caa54fc'."
+        )
+    (scale,) = struct.unpack(">f", bytes.fromhex(digits.zfill(8)))
+    try:
+        _check_name(name)
+        return name, _checked(name, np.float32(scale))
+    except CalibrationError as error:
+        raise CalibrationError(f"{error} (line {number})") from error
+
+
+def _check_name(name: str) -> None:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CalibrationError(
+            f"calibration table: tensor name {_shown(name)} is not valid Unicode."
+        ) from error
+    if not name or "\n" in name:
+        raise CalibrationError(
+            f"calibration table: tensor name {_shown(name)} is empty or has a line break, which "
+            "the format cannot hold. Rename the tensor."
+        )
+
+
+def _checked(name: str, scale: float | np.float32) -> np.float32:
+    with np.errstate(over="ignore", under="ignore"):
+        value = np.float32(scale)
+    if not np.isfinite(value) or np.signbit(value):
+        raise CalibrationError(
+            f"calibration table: {_shown(name)} has scale {scale}, want a finite number that is "
+            "not negative. Recalibrate."
+        )
+    return value
+
+
+def _shown(text: str) -> str:
+    shown = ascii(text)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -1,0 +1,1 @@
+"""The TensorRT rules, a small function each; `exporters.trt_rules` is their face."""

@@ -1,0 +1,181 @@
+"""Rules on operators and float types: what the parser cannot import, and what runs badly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+from onnx import TensorProto
+
+from fdda_deploy.exporters.rules.finding import ERROR, NOTE, WARNING, Problem, Rule
+from fdda_deploy.exporters.rules.graph import FLOATS, GraphView, Node, type_name
+
+INTEGER_OPS = frozenset(
+    {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"}
+)
+SENSITIVE_OPS = frozenset(
+    {"Softmax", "LogSoftmax", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
+     "RMSNormalization"}
+)  # fmt: skip
+ONE_TYPE_OPS = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Max", "Min", "Concat"}
+)
+FP8_CAPABILITY = 89
+_FP8 = (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2)
+_HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+def foreign_operators(view: GraphView) -> Iterator[Problem]:
+    """T016."""
+    for node in view.nodes:
+        label = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        if node.domain.startswith(("com.microsoft", "com.ms.")):
+            repair = "Export without ONNX Runtime's optimizer."
+            if onnx.defs.has(node.op_type):
+                why = f"The parser ignores the domain and reads it as ONNX {node.op_type}."
+                yield Problem(node.name, node.output(), label, repair, why, WARNING)
+            else:
+                yield Problem(node.name, node.output(), label, repair)
+        elif node.op_type in INTEGER_OPS or node.op_type.startswith("QLinear"):
+            repair = "Export Q/DQ pairs around the float operator."
+            yield Problem(node.name, node.output(), label, repair)
+
+
+def float_types_agree(view: GraphView) -> Iterator[Problem]:
+    """T017."""
+    for node in view.quantizes:
+        found = view.type_of(node.input(0))
+        scale = view.type_of(node.input(1))
+        if found in FLOATS and scale in FLOATS and scale != found:
+            value = f"{type_name(scale)} scale on a {type_name(found)} tensor"
+            why = "Before opset 23 this is not valid ONNX; readers disagree on the rounding."
+            repair = f"Store the scale as {type_name(found)}."
+            yield Problem(node.name, node.input(1), value, repair, why)
+    for node in view.nodes:
+        if node.op_type in ONE_TYPE_OPS:
+            types = {view.type_of(name) for name in node.inputs} & set(FLOATS)
+            if len(types) > 1:
+                value = " and ".join(sorted(type_name(found) for found in types))
+                repair = "Export all operands, and the scales of their DQ nodes, in one type."
+                yield Problem(node.name, node.output(), f"operands of {value}", repair)
+
+
+def fp8_limits(view: GraphView) -> Iterator[Problem]:
+    """T027."""
+    fp8 = [node for node in view.qdq if view.quantized_type(node) in _FP8]
+    if not fp8:
+        return
+    for capability in view.request.compute_capabilities:
+        if capability < FP8_CAPABILITY:
+            value = f"FP8 on compute capability {capability / 10:.1f}"
+            repair = "Build for 8.9 or later, or export INT8."
+            why = "FP8 tensor cores start with compute capability 8.9."
+            severity = ERROR if view.request.rtx else WARNING
+            yield Problem(fp8[0].name, fp8[0].output(), value, repair, why, severity)
+    for node in view.weighted:
+        source = view.dequantizer(node.input(1))
+        shape = view.shape_of(node.input(1))
+        if source is None or view.quantized_type(source) not in _FP8 or shape is None:
+            continue
+        uneven = [size for size in shape[:2] if size is not None and size % 16]
+        if uneven:
+            repair = "Leave this layer in FP16, or use INT8."
+            yield Problem(node.name, node.input(1), f"{uneven[0]} channels in FP8", repair)
+
+
+def float32_left(view: GraphView) -> Iterator[Problem]:
+    """T029."""
+    weights = {node.name: view.type_of(node.input(1)) for node in view.weighted}
+    if not any(found in _HALF for found in weights.values()):
+        return
+    for node in view.weighted:
+        if weights[node.name] == TensorProto.FLOAT:
+            repair = "Convert its weights and inputs to the type of the rest."
+            yield Problem(node.name, node.input(1), "FLOAT among 16-bit layers", repair)
+
+
+def one_quantized_type(view: GraphView) -> Iterator[Problem]:
+    """T030."""
+    for node in view.weighted:
+        sources = [view.dequantizer(node.input(index)) for index in (0, 1)]
+        found = {view.quantized_type(s) for s in sources if s is not None}
+        if found & set(_FP8) and TensorProto.INT8 in found:
+            why = "No kernel multiplies INT8 by FP8; the builder refuses."
+            repair = "Quantize both operands to one type."
+            yield Problem(node.name, node.output(), "INT8 times FP8", repair, why, ERROR)
+    int8 = [node for node in view.qdq if view.quantized_type(node) == TensorProto.INT8]
+    fp8 = [node for node in view.qdq if view.quantized_type(node) in _FP8]
+    if int8 and fp8:
+        value = f"INT8 here, FP8 at {fp8[0].name}"
+        yield Problem(int8[0].name, "", value, "Choose one of the two for the whole network.")
+
+
+def sensitive_in_int8(view: GraphView) -> Iterator[Problem]:
+    """T031."""
+    for node in view.nodes:
+        if node.op_type in SENSITIVE_OPS and _int8(view, node.input(0)):
+            repair = "Leave its input in float."
+            yield Problem(node.name, node.input(0), f"{node.op_type} reads INT8", repair)
+        elif node.op_type == "MatMul" and _moving_product(view, node):
+            value = "a product of two activations in INT8"
+            yield Problem(node.name, node.output(), value, "Leave attention products in float.")
+
+
+def _moving_product(view: GraphView, node: Node) -> bool:
+    """Neither operand is constant, and one of them is INT8."""
+    constant = any(view.rooted(_source(view, name)) for name in node.inputs)
+    return not constant and any(_int8(view, name) for name in node.inputs)
+
+
+def _source(view: GraphView, tensor: str) -> str:
+    """Returns what a DQ behind ``tensor`` reads, or ``tensor`` itself."""
+    node = view.dequantizer(tensor)
+    return tensor if node is None else node.input(0)
+
+
+def _int8(view: GraphView, tensor: str) -> bool:
+    node = view.dequantizer(tensor)
+    return node is not None and view.quantized_type(node) == TensorProto.INT8
+
+
+def left_in_float(view: GraphView) -> Iterator[Problem]:
+    """T034."""
+    floats = [n for n in view.weighted if not any(view.dequantizer(i) for i in n.inputs[:2])]
+    repair = "Quantize it if it is slow and accuracy allows."
+    if floats and not view.qdq:
+        value = f"no Q/DQ at all: {len(floats)} layers run in float"
+        yield Problem("", "", value, "Quantize the network, or ignore this for a float build.")
+        return
+    for node in floats:
+        yield Problem(node.name, node.input(1), _reason_for_float(view, node), repair)
+
+
+def _reason_for_float(view: GraphView, node: Node) -> str:
+    """Returns what the graph says about why ``node`` has no Q/DQ."""
+    shape = view.shape_of(node.input(1))
+    groups = node.integer("group") or 1
+    if not view.rooted(node.input(1)):
+        return "in float; its second operand is computed while the network runs"
+    if node.op_type == "Conv" and groups > 1 and shape is not None and len(shape) > 1:
+        return f"in float; a grouped convolution with {shape[1]} channels per group"
+    return "in float; neither operand is quantized"
+
+
+RULES = (
+    Rule("T016", ERROR, "No QLinear, Integer, DynamicQuantizeLinear or com.microsoft operators.",
+         "TensorRT's parser has no importer for it.", foreign_operators),
+    Rule("T017", ERROR, "The scale of Q has its input's type; float operands share one type.",
+         "Strongly typed networks do not convert between float types on their own.",
+         float_types_agree),
+    Rule("T027", WARNING, "FP8 runs on 8.9 and later, with channels in multiples of 16.",
+         "FP8 kernels take channels in multiples of 16; others fall back to float.", fp8_limits),
+    Rule("T029", WARNING, "A 16-bit model has no layer left in FP32.",
+         "It runs at half speed or less, with conversions around it.", float32_left),
+    Rule("T030", WARNING, "INT8 and FP8 do not meet in one graph.",
+         "Every border between them costs a conversion.", one_quantized_type),
+    Rule("T031", WARNING, "Softmax, normalization and attention products stay in float.",
+         "Their values span many magnitudes: INT8 costs accuracy and wins no time.",
+         sensitive_in_int8),
+    Rule("T034", NOTE, "Layers that INT8 could run are not left in float unnoticed.",
+         "TensorRT has INT8 kernels for this operator.", left_in_float),
+)  # fmt: skip

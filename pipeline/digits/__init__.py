@@ -1,0 +1,1 @@
+"""The embedded data set and network: handwritten digits, and a network trained on them."""

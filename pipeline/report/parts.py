@@ -1,0 +1,246 @@
+"""The parts of report.json, one TypedDict each; what they share is said in ``schema``."""
+
+from __future__ import annotations
+
+from typing import Annotated, NotRequired, TypedDict
+
+from fdda_deploy.pipeline.report.checking import Between
+
+Percent = Annotated[float, Between(0, 100)]
+Points = Annotated[float, Between(-100, 100)]
+Count = Annotated[int, Between(0)]
+Seconds = Annotated[float, Between(0)]
+Milliseconds = Annotated[float, Between(0)]
+Size = Annotated[int, Between(0)]
+Curve = list[float | None]
+"""One value per recorded step; None where the loss was not finite."""
+
+
+class Model(TypedDict):
+    """The float network.
+
+    Attributes:
+        name: As the user named it.
+        origin: Where the weights came from.
+        digest: sha256 of the weights, or None.
+        input: ``[C, H, W]``.
+        preprocessing: Anything that JSON can say: one sentence, or resize, crop, mean and std.
+    """
+
+    name: str
+    origin: str | None
+    digest: str | None
+    parameters: Count | None
+    input: list[Count]
+    classes: Count | None
+    batchnorm_layers: Count | None
+    preprocessing: object
+
+
+class CalibrationData(TypedDict):
+    """The real images that were available."""
+
+    origin: str | None
+    n: Count
+    classes_covered: Count | None
+    digest: str | None
+
+
+class SyntheticData(TypedDict):
+    """The images made from the network; ``teacher_top1``: how often it names the wanted class."""
+
+    n: Count
+    teacher_top1: Percent | None
+
+
+class CalibratedOn(TypedDict):
+    """How many images of each kind set the ranges."""
+
+    real: Count
+    synthetic: Count
+
+
+class EvaluationData(TypedDict):
+    """The labelled images that accuracy was measured on; ``skipped``: damaged ones."""
+
+    origin: str | None
+    n: Count
+    digest: str | None
+    skipped: Count | None
+
+
+class Data(TypedDict):
+    """Which images did what."""
+
+    calibration: CalibrationData | None
+    synthetic: SyntheticData | None
+    calibrated_on: CalibratedOn | None
+    evaluation: EvaluationData | None
+
+
+class Measured(TypedDict):
+    """One network's accuracy: ``low`` and ``high`` bound ``top1`` with 95 % confidence."""
+
+    top1: Percent
+    top5: Percent | None
+    n: Count
+    low: Percent | None
+    high: Percent | None
+    runs_on: str | None
+
+
+class Drop(TypedDict):
+    """Float minus quantized top-1 in points (a loss is positive): paired, 95 % interval."""
+
+    mean: Points
+    low: Points | None
+    high: Points | None
+
+
+class Accuracy(TypedDict):
+    """Before and after; ``agreement``: percent of images on which both name the same class."""
+
+    float: Measured
+    quantized: Measured
+    drop: Drop
+    agreement: Percent | None
+    torch_quantized: NotRequired[Measured | None]
+
+
+class Sizes(TypedDict):
+    """Bytes of each artefact."""
+
+    fp32_onnx: Size | None
+    qdq_onnx: Size | None
+    plan: Size | None
+    fp32_plan: Size | None
+
+
+class Layer(TypedDict):
+    """One weighted layer: what it runs in, how much noise that adds, and why it is so."""
+
+    name: str
+    op: str
+    weight_bits: Count | None
+    act_bits: Count | None
+    precision: str
+    weight_sqnr_db: float | None
+    output_sqnr_db: float | None
+    reason: str | None
+
+
+class Parity(TypedDict):
+    """Torch against ONNX Runtime on the same images; ``relative_l2`` of the logits is a ratio."""
+
+    top1_agreement: Percent | None
+    relative_l2: float | None
+    n: Count
+
+
+class Finding(TypedDict):
+    """One broken or risky TensorRT rule."""
+
+    rule: str
+    severity: str
+    node: str | None
+    tensor: str | None
+    value: object
+    why: str | None
+    repair: str | None
+
+
+class Check(TypedDict):
+    """The TensorRT rule check of the exported graph."""
+
+    errors: Count
+    warnings: Count
+    notes: Count
+    findings: list[Finding]
+
+
+class Engine(TypedDict):
+    """What the builder made.
+
+    Attributes:
+        status: ``built``, ``failed``, ``skipped``, or another few words; ``failed`` is a verdict.
+        compute_capabilities: For instance ``[86, 89]``; empty for a portable plan.
+    """
+
+    backend: str | None
+    version: str | None
+    status: str
+    plan_bytes: Size | None
+    compute_capabilities: list[int | str] | None
+    seconds: Seconds | None
+    detail: str | None
+
+
+class LatencyMs(TypedDict):
+    """Milliseconds per batch."""
+
+    mean: Milliseconds
+    median: Milliseconds
+    p90: Milliseconds
+    p95: Milliseconds
+    p99: Milliseconds
+
+
+class Timing(TypedDict):
+    """One timed run; ``what`` names the graph and the device; ``unstable``: it varied too much."""
+
+    what: str
+    batch: Count
+    num_threads: NotRequired[Count | None]
+    latency_ms: LatencyMs
+    cov_percent: float | None
+    unstable: bool
+    images_per_s: float | None
+
+
+class Bench(TypedDict):
+    """Timings by device. A CPU timing never stands in for the GPU's."""
+
+    gpu: Timing | None
+    cpu: Timing | None
+    float_cpu: Timing | None
+
+
+class Synthesis(TypedDict):
+    """How the images were made; ``published_steps`` is the length of the paper's schedule."""
+
+    recipe: str
+    steps: Count
+    published_steps: Count | None
+    num_images: Count
+    seconds: Seconds | None
+    history: dict[str, Curve]
+    history_every: Count
+    teacher_top1: Percent | None
+    bns_distance: Curve
+    layer_names: list[str]
+
+
+class Finetune(TypedDict):
+    """Distillation into the quantized network.
+
+    Attributes:
+        kept: The held-out ``metric`` improved, so the new weights stay.
+        history_every: Steps between two values of ``history``; 1 if absent.
+    """
+
+    steps: Count
+    kept: bool
+    metric: str
+    before: float | None
+    after: float | None
+    history: dict[str, Curve]
+    history_every: NotRequired[Count]
+    reason: str | None
+
+
+class Stage(TypedDict):
+    """One stage of the road; ``cached``: an earlier build had done it."""
+
+    name: str
+    seconds: Seconds
+    cached: bool

@@ -1,0 +1,86 @@
+"""The short table that a build prints last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fdda_deploy.pipeline.report.parts import Sizes, Timing
+from fdda_deploy.pipeline.report.phrases import (
+    NOT_MEASURED,
+    change_of_size,
+    counted,
+    decimal,
+    interval,
+    percent,
+    plain,
+    points,
+    size,
+)
+from fdda_deploy.pipeline.report.schema import Report
+
+
+def summary_rows(report: Report, *, folder: Path | None = None) -> list[tuple[str, str]]:
+    """Returns (what, value) lines of plain text, for instance ``("top-1", "98.83 % -> 98.66 %")``.
+
+    The text is free of control characters, and is not markup: print it as it is.
+
+    Args:
+        report: A report that :func:`schema.validate` has passed.
+        folder: The result folder; the last line says where its report is. None leaves it out.
+    """
+    rows = [
+        ("network", f"{report['model']['name']} as {report['scheme']} for {report['target']}"),
+        *_accuracy_rows(report),
+        ("ONNX", _onnx(report["bytes"])),
+        ("plan", _plan(report)),
+        ("GPU latency", _latency(report["bench"]["gpu"])),
+    ]
+    if report["bench"]["cpu"] is not None:
+        rows.append(("CPU latency", _latency(report["bench"]["cpu"])))
+    if report["warnings"]:
+        rows.append(("warnings", f"{len(report['warnings'])}, named in the report"))
+    if folder is not None:
+        rows.append(("report", str(folder / "report.html")))
+    return [(what, plain(value)) for what, value in rows]
+
+
+def _accuracy_rows(report: Report) -> list[tuple[str, str]]:
+    accuracy = report["accuracy"]
+    if accuracy is None:
+        return [("top-1", f"{NOT_MEASURED}: no labelled images (--eval-data)")]
+    before, after, drop = accuracy["float"], accuracy["quantized"], accuracy["drop"]
+    images = counted(after["n"], "image")
+    # The interval is of the drop, so its signs are those of the drop also where there is a gain.
+    bounds = "no interval"
+    if drop["low"] is not None:
+        bounds = f"95 % interval of the drop {interval(drop['low'], drop['high'])}"
+    change = "gain" if drop["mean"] < 0 else "drop"
+    return [
+        ("top-1", f"{percent(before['top1'])} -> {percent(after['top1'])} on {images}"),
+        (change, f"{points(drop['mean'])}, {bounds}"),
+    ]
+
+
+def _onnx(sizes: Sizes) -> str:
+    before, after = sizes["fp32_onnx"], sizes["qdq_onnx"]
+    if after is None:
+        return "not written"
+    if before is None:
+        return size(after)
+    return f"{size(before)} -> {size(after)} ({change_of_size(before, after)})"
+
+
+def _plan(report: Report) -> str:
+    engine, plan_bytes = report["engine"], report["bytes"]["plan"]
+    if engine is None:
+        return "not built"
+    name = " ".join(part for part in (engine["backend"], engine["version"]) if part)
+    state = engine["status"] if plan_bytes is None else size(plan_bytes)
+    return f"{state}, {name}" if name else state
+
+
+def _latency(timing: Timing | None) -> str:
+    if timing is None:
+        return NOT_MEASURED
+    text = f"{decimal(timing['latency_ms']['median'], 3)} ms median, batch {timing['batch']}"
+    return f"{text}, {timing['what']}" + (", unstable" if timing["unstable"] else "")

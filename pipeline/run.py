@@ -1,0 +1,129 @@
+"""The whole road as a list of stages, from a network to its report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fdda_deploy import __version__
+from fdda_deploy.config import BuildConfig
+from fdda_deploy.engines.doctor import choose_backend, target_of
+from fdda_deploy.pipeline.progress import stage_progress
+from fdda_deploy.pipeline.report.manifest import manifest
+from fdda_deploy.pipeline.report.summary import summary_rows
+from fdda_deploy.pipeline.stages.context import RunContext, Stage
+from fdda_deploy.pipeline.stages.exporting import CHECK, EXPORT
+from fdda_deploy.pipeline.stages.quantizing import QUANTIZE
+from fdda_deploy.pipeline.stages.reading import LOAD, STATISTICS
+from fdda_deploy.pipeline.stages.reporting import REPORT
+from fdda_deploy.pipeline.stages.running import BENCH, ENGINE, EVALUATE
+from fdda_deploy.pipeline.stages.synthesizing import SYNTHESIZE
+from fdda_deploy.pipeline.workspace import Workspace, atomic_write
+
+ROAD: tuple[Stage, ...] = (
+    LOAD,
+    STATISTICS,
+    SYNTHESIZE,
+    QUANTIZE,
+    EXPORT,
+    CHECK,
+    ENGINE,
+    BENCH,
+    EVALUATE,
+    REPORT,
+)
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a run hands back.
+
+    Attributes:
+        report: report.json as a dict; None when the run stopped before the report.
+        out: The result folder.
+        stages: name, seconds and cached of every stage that ran.
+        lines: Label and value of each row of the final table.
+    """
+
+    report: dict[str, Any] | None
+    out: Path
+    stages: list[dict[str, Any]]
+    lines: list[tuple[str, str]]
+
+
+def build(
+    config: BuildConfig, *, until: str = "report", console: Console | None = None
+) -> BuildResult:
+    """Runs the road up to the stage ``until``; finished stages are taken from the result folder.
+
+    Args:
+        config: The resolved configuration.
+        until: A stage of `ROAD`.
+        console: Where progress goes; nowhere when not given.
+
+    Raises:
+        FddaDeployError: What a stage refused; what is finished stays, and the next run goes on.
+    """
+    screen = console or Console(quiet=True, stderr=True)
+    backend = choose_backend(config.engine.backend)
+    context = RunContext(config, backend, config.engine.target or target_of(backend.backend))
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    last = next(index for index, stage in enumerate(ROAD) if stage.name == until)
+
+    def say(line: str) -> None:
+        screen.print(line, markup=False, highlight=False)
+
+    with Workspace(config.out_folder, no_cache=config.run.no_cache, say=say) as workspace:
+        published: dict[str, Path] = {}
+        for stage in ROAD[: last + 1]:
+            published |= _run_stage(workspace, context, stage, screen)
+        if until == "report":
+            _write_manifest(workspace, published)
+    return _result(config, context, until)
+
+
+def _run_stage(
+    workspace: Workspace, context: RunContext, stage: Stage, console: Console
+) -> dict[str, Path]:
+    """Runs or recalls one stage and publishes its files; returns them by their public name."""
+    with stage_progress(console, stage.name) as progress:
+        inputs = stage.inputs(context)
+        result = workspace.run_stage(
+            stage.name, inputs, lambda folder: stage.run(context, folder, progress)
+        )
+    context.results[stage.name] = result
+    files = {
+        public: result.folder / name
+        for name, public in stage.published.items()
+        if (result.folder / name).is_file()
+    }
+    workspace.publish(files)
+    return files
+
+
+def _write_manifest(workspace: Workspace, published: dict[str, Path]) -> None:
+    document = manifest(published, tool_version=__version__)
+    atomic_write(workspace.root / "manifest.json", json.dumps(document, indent=1))
+
+
+def _result(config: BuildConfig, context: RunContext, until: str) -> BuildResult:
+    stages = [
+        {"name": name, "seconds": result.seconds, "cached": result.cached}
+        for name, result in context.results.items()
+    ]
+    out = config.out_folder
+    if until == "report":
+        report: dict[str, Any] = context.record("report")["report"]
+        return BuildResult(report, out, stages, summary_rows(report, folder=out))  # type: ignore[arg-type]  # validated when written
+    lines = [
+        (name, "cached" if result.cached else f"{result.seconds:.1f} s")
+        for name, result in context.results.items()
+    ]
+    lines.append(("results in", str(out)))
+    return BuildResult(None, out, stages, lines)

@@ -1,0 +1,223 @@
+"""What the stages of one build share: the configuration, results so far, and objects made once.
+
+A stage that is cached makes nothing. A stage that runs asks here for the network or the images, and
+they are made then, once, whichever stage asks first.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fdda_deploy.config import BuildConfig
+from fdda_deploy.engines.doctor import BackendChoice
+from fdda_deploy.errors import ConfigError, DataError, ModelError
+from fdda_deploy.exporters.float_onnx import FloatGraph, export_float
+from fdda_deploy.pipeline.data import ImageSet, open_images, read_classes
+from fdda_deploy.pipeline.models import FloatModel, load_float_model
+from fdda_deploy.pipeline.network import StatisticsNetwork, statistics_network, trace
+from fdda_deploy.pipeline.preprocessing import Preprocessing
+from fdda_deploy.pipeline.progress import Progress
+from fdda_deploy.pipeline.quantization.fold import fold_batch_norm
+from fdda_deploy.pipeline.synthesis.recipes import Recipe, recipe_named, reduced
+from fdda_deploy.pipeline.workspace import Json, StageResult
+
+Record = Mapping[str, Json]
+DIGITS = "digits"
+SMALL_IMAGE_PX = 64
+REDUCED_STEPS = {"small": 1200, "large": 60}
+"""Generator steps of the reduced schedule, up to 64 px and above: minutes on two CPU cores."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the road.
+
+    Attributes:
+        name: Also its command's name.
+        inputs: Everything that decides its result, for the cache key.
+        run: Writes files into the folder it is given; returns its record.
+        published: Files that users find in the result folder, by name in the stage's folder.
+    """
+
+    name: str
+    inputs: Callable[[RunContext], dict[str, Json]]
+    run: Callable[[RunContext, Path, Progress], Record]
+    published: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class RunContext:
+    """One build in progress."""
+
+    config: BuildConfig
+    backend: BackendChoice
+    target: str
+    results: dict[str, StageResult] = field(default_factory=dict)
+
+    def record(self, stage: str) -> dict[str, Any]:
+        """Returns the record of a stage that ran."""
+        return self.results[stage].record
+
+    def file(self, stage: str, name: str) -> Path:
+        """Returns a file of a stage that ran."""
+        return self.results[stage].folder / name
+
+    def keys(self, *stages: str) -> dict[str, Json]:
+        """Returns the cache keys of earlier stages: their results are this stage's inputs."""
+        return {f"after {stage}": self.results[stage].key for stage in stages}
+
+    @functools.cached_property
+    def device(self) -> torch.device:
+        """Where torch computes.
+
+        Raises:
+            ConfigError: CUDA was asked for, and torch sees none.
+        """
+        name = self.config.run.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"--device {name}: torch sees no GPU here. Take --device cpu.")
+        return torch.device(name)
+
+    @functools.cached_property
+    def model(self) -> FloatModel:
+        """The float network as the user named it."""
+        section = self.config.model
+        return load_float_model(
+            section.name,
+            weights=section.weights,
+            input_size=section.input_size,
+            resize=section.resize,
+            mean=section.mean,
+            std=section.std,
+            num_classes=section.num_classes,
+        )
+
+    @functools.cached_property
+    def program(self) -> torch.export.ExportedProgram:
+        """The float network, traced."""
+        return trace(self.model.module, self.model.preprocessing.shape)
+
+    @functools.cached_property
+    def statistics(self) -> StatisticsNetwork:
+        """The float network with its BatchNorm inputs."""
+        return statistics_network(self.program)
+
+    @functools.cached_property
+    def float_graph(self) -> FloatGraph:
+        """The folded network as ONNX and torch graph."""
+        return export_float(fold_batch_norm(self.program), self.model.preprocessing.shape)
+
+    @functools.cached_property
+    def preprocessing(self) -> Preprocessing:
+        """How images reach the network, from the load stage's record."""
+        plain = dict(self.record("load")["preprocessing"])
+        plain["mean"], plain["std"] = tuple(plain["mean"]), tuple(plain["std"])
+        return Preprocessing(**plain)
+
+    @functools.cached_property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class ids in logit order, from ``--classes``."""
+        path = self.config.data.classes
+        if path is None:
+            return None
+        classes = read_classes(Path(path))
+        wanted = self.record("load")["classes"]
+        if len(classes) != wanted:
+            raise DataError(f"{path}: {len(classes)} classes, the network has {wanted}.")
+        return classes
+
+    @functools.cached_property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names for pictures and reports: the model's own, else the class list's."""
+        names = self.record("load")["class_names"]
+        return tuple(names) if names else self.classes
+
+    @functools.cached_property
+    def calibration(self) -> ImageSet | None:
+        """Real images to calibrate on; for ``digits`` one image of each class unless named."""
+        section = self.config.data
+        if section.calib_data is None:
+            if self.config.model.name != DIGITS:
+                return None
+            return self._open("digits:train", section.calib_limit).first_per_class(1)
+        return self._open(section.calib_data, section.calib_limit)
+
+    @functools.cached_property
+    def evaluation(self) -> ImageSet | None:
+        """Labelled images to measure accuracy on; for ``digits`` its test split unless named."""
+        section = self.config.data
+        source = section.eval_data
+        if source is None and self.config.model.name == DIGITS:
+            source = "digits:test"
+        return None if source is None else self._open(source, section.eval_limit)
+
+    def _open(self, source: str, limit: int | None) -> ImageSet:
+        return open_images(
+            source,
+            self.preprocessing,
+            classes=self.classes,
+            num_classes=self.record("load")["classes"],
+            max_damaged=self.config.data.max_damaged,
+            limit=limit,
+            seed=self.config.run.seed,
+        )
+
+    @functools.cached_property
+    def recipe(self) -> Recipe | None:
+        """The synthesis recipe on its schedule; None when no image is to be made.
+
+        Raises:
+            ModelError: Images are to be synthesized from a network without BatchNorm.
+            ConfigError: The recipe needs class centers and there is no labelled real image.
+        """
+        published = self.published_recipe
+        if published is None:
+            return None
+        steps = self.config.synthesis.num_steps
+        if steps is None and self._reduced_schedule:
+            small = max(self.preprocessing.shape[1:]) <= SMALL_IMAGE_PX
+            steps = REDUCED_STEPS["small" if small else "large"]
+        return published if steps is None else reduced(published, steps)
+
+    @functools.cached_property
+    def published_recipe(self) -> Recipe | None:
+        """The recipe on its published schedule."""
+        name = self._recipe_name()
+        if name == "none":
+            return None
+        return recipe_named(name, self.config.synthesis.overrides)
+
+    @property
+    def _reduced_schedule(self) -> bool:
+        asked = self.config.synthesis.schedule
+        return asked == "reduced" or (asked == "auto" and self.device.type == "cpu")
+
+    def _recipe_name(self) -> str:
+        asked = self.config.synthesis.recipe
+        layers = self.record("load")["batchnorm_layers"]
+        labelled = self.calibration is not None and self.calibration.labels is not None
+        if asked == "none" or (asked == "auto" and layers == 0 and self.calibration is not None):
+            if self.calibration is None:
+                raise ConfigError("--recipe none makes no image: give real ones by --calib-data.")
+            return "none"
+        if layers == 0:
+            raise ModelError(
+                f"{self.config.model.name} has no BatchNorm layer: images cannot be synthesized "
+                "from it. Give real ones by --calib-data FOLDER and take --recipe none."
+            )
+        if asked.startswith("fdda") and not labelled:
+            raise ConfigError(
+                f"--recipe {asked} needs one labelled real image per class: give --calib-data with "
+                "a folder per class, or take --recipe gdfq."
+            )
+        if asked == "auto":
+            return "fdda" if labelled else "gdfq"
+        return asked

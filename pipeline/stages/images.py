@@ -1,0 +1,134 @@
+"""Which images set the ranges, which are trained on, and which judge: chosen once, by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fdda_deploy.errors import ConfigError
+from fdda_deploy.pipeline.data import ImageSet
+from fdda_deploy.pipeline.quantization.finetune import Draw
+
+ENOUGH_REAL = 256
+"""From this many real images on, ranges come from them alone (``--calibrate-on auto``)."""
+MOST_CALIBRATION_IMAGES = 512
+_HELD_OUT_SHARE = 0.2
+_MOST_HELD_OUT = 64
+_FEWEST_TO_HOLD_OUT = 20
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The images of one build, real and synthetic.
+
+    Attributes:
+        real: Real images, or None.
+        synthetic: Images ``(n, C, H, W)`` float32 and labels ``(n,)``, or None.
+        seed: Of every choice below.
+    """
+
+    real: ImageSet | None
+    synthetic: tuple[Tensor, Tensor] | None
+    seed: int
+
+    @property
+    def num_real(self) -> int:
+        """Real images at hand."""
+        return 0 if self.real is None else len(self.real)
+
+    @property
+    def num_synthetic(self) -> int:
+        """Synthetic images at hand."""
+        return 0 if self.synthetic is None else len(self.synthetic[0])
+
+    def calibration_counts(self, calibrate_on: str) -> tuple[int, int]:
+        """Returns how many (real, synthetic) images set the ranges.
+
+        Raises:
+            ConfigError: The kind that was asked for is not there.
+        """
+        real = min(self.num_real, MOST_CALIBRATION_IMAGES)
+        synthetic = min(self.num_synthetic, MOST_CALIBRATION_IMAGES)
+        if calibrate_on == "auto":
+            calibrate_on = "real" if real >= ENOUGH_REAL or not synthetic else "both"
+        if calibrate_on == "real":
+            synthetic = 0
+        elif calibrate_on == "synthetic":
+            real = 0
+        if real + synthetic == 0:
+            raise ConfigError(
+                f"--calibrate-on {calibrate_on}: there is no such image. Give --calib-data, or "
+                "take another --recipe than none."
+            )
+        return real, synthetic
+
+    def calibration_batches(self, counts: tuple[int, int], batch_size: int) -> Iterator[Tensor]:
+        """Yields the images that set the ranges, ``(N, C, H, W)`` float32."""
+        if self.real is not None and counts[0]:
+            for images, _ in self.real.batches(batch_size, self._some(len(self.real), counts[0])):
+                yield images
+        if self.synthetic is not None and counts[1]:
+            yield from torch.split(self.synthetic[0][: counts[1]], batch_size)
+
+    def sample(self, count: int) -> Tensor:
+        """Returns up to ``count`` images, real ones first, to correct and judge layers on."""
+        parts = []
+        if self.real is not None:
+            parts.append(self.real.load(self._some(len(self.real), min(count, len(self.real))))[0])
+        if self.synthetic is not None and self.num_real < count:
+            parts.append(self.synthetic[0][: count - self.num_real])
+        return torch.cat(parts)
+
+    def held_out(self) -> Tensor:
+        """Returns the images that judge fine-tuning and that no step trains on."""
+        parts = []
+        if self.real is not None and (held := self._num_held(len(self.real))):
+            parts.append(self.real.load(self._order(len(self.real))[-held:])[0])
+        if self.synthetic is not None and (held := self._num_held(self.num_synthetic)):
+            parts.append(self.synthetic[0][-held:])
+        return torch.cat(parts) if parts else self.sample(_MOST_HELD_OUT)
+
+    def draws(self) -> list[Draw]:
+        """Returns one batch source per kind of image, held-out ones excluded."""
+        found: list[Draw] = []
+        if self.real is not None:
+            found.append(self._draw_real(self.real))
+        if self.synthetic is not None:
+            found.append(self._draw_synthetic(*self.synthetic))
+        return found
+
+    def _draw_real(self, real: ImageSet) -> Draw:
+        order = self._order(len(real))
+        usable = order[: len(order) - self._num_held(len(order))]
+
+        def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            picked = torch.randint(len(usable), (count,), generator=generator)
+            return real.load(usable[picked.numpy()])
+
+        return draw
+
+    def _draw_synthetic(self, images: Tensor, labels: Tensor) -> Draw:
+        usable = len(images) - self._num_held(len(images))
+
+        def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            picked = torch.randint(usable, (count,), generator=generator)
+            return images[picked], labels[picked]
+
+        return draw
+
+    @staticmethod
+    def _num_held(count: int) -> int:
+        if count < _FEWEST_TO_HOLD_OUT:
+            return 0
+        return min(_MOST_HELD_OUT, int(count * _HELD_OUT_SHARE))
+
+    def _order(self, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        return np.random.default_rng(self.seed).permutation(count).astype(np.int64)
+
+    def _some(self, count: int, wanted: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Returns ``wanted`` indices; taken from the front of the order, held-out ones are last."""
+        return np.sort(self._order(count)[:wanted])

@@ -1,0 +1,223 @@
+"""Quantize: place, calibrate, correct biases, fine-tune; integers and scales on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+from fdda_deploy.exporters.placement import TABLE, place
+from fdda_deploy.pipeline.progress import Progress
+from fdda_deploy.pipeline.quantization.calibrate import calibrate
+from fdda_deploy.pipeline.quantization.convert import GraphMap, QuantNetwork, convert
+from fdda_deploy.pipeline.quantization.finetune import (
+    Draw,
+    FinetuneResult,
+    FinetuneSettings,
+    finetune,
+    frozen_copy,
+)
+from fdda_deploy.pipeline.quantization.layers import LayerError, correct_biases, layer_errors
+from fdda_deploy.pipeline.stages.context import SMALL_IMAGE_PX, Record, RunContext, Stage
+from fdda_deploy.pipeline.stages.grids import RECORD, save_grids
+from fdda_deploy.pipeline.stages.images import Pool
+from fdda_deploy.pipeline.stages.interleaved import interleaved_draw, untrained_images
+from fdda_deploy.pipeline.stages.synthesizing import synthetic_images
+from fdda_deploy.pipeline.synthesis.recipes import Recipe, recipe_named
+from fdda_deploy.pipeline.workspace import Json
+from fdda_deploy.quant.points import Placement
+
+REDUCED_FINETUNE_STEPS = {"small": 300, "large": 40}
+"""Student steps where the generator's schedule is reduced, up to 64 px and above."""
+LAYER_IMAGES = 16
+BIAS_IMAGES = 64
+
+
+def _inputs(context: RunContext) -> dict[str, Json]:
+    images = context.calibration
+    return {
+        **context.keys("load", "synthesize"),
+        "images": None if images is None else images.digest,
+        "settings": json.loads(json.dumps(dataclasses.asdict(context.config.quantize))),
+        "finetune": json.loads(json.dumps(dataclasses.asdict(finetune_settings(context)))),
+        "target": context.target,
+        "seed": context.config.run.seed,
+        "device": context.device.type,
+    }
+
+
+def placement_of(context: RunContext) -> Placement:
+    """Returns where this build quantizes."""
+    graph, recipe = context.float_graph, context.recipe
+    return place(
+        graph.proto,
+        context.config.quantize.scheme,
+        context.target,
+        torch_tensors=graph.fx_from_tensor,
+        parameters=graph.parameter_from_initializer,
+        everything=recipe is None or recipe.quantize_everything,
+    )
+
+
+def converted(context: RunContext, placement: Placement) -> QuantNetwork:
+    """Returns the float network with pass-through quantizers at every point."""
+    graph = context.float_graph
+    names = GraphMap(graph.fx_from_tensor, graph.fx_from_node, graph.parameter_from_initializer)
+    return convert(graph.module, placement, names)
+
+
+def finetune_settings(context: RunContext) -> FinetuneSettings:
+    """Returns the student schedule: the recipe's, shortened where the generator's is."""
+    recipe = context.recipe or recipe_named("fdda")
+    published = context.published_recipe or recipe_named("fdda")
+    full_steps = (published.num_epochs - published.warmup_epochs) * published.steps_per_epoch
+    small = max(context.preprocessing.shape[1:]) <= SMALL_IMAGE_PX
+    reduced = recipe.num_steps < published.num_steps or context.recipe is None
+    steps = REDUCED_FINETUNE_STEPS["small" if small else "large"] if reduced else full_steps
+    steps = context.config.quantize.finetune_steps or steps
+    return FinetuneSettings(
+        num_steps=max(1, steps),
+        batch_size=recipe.student_batch,
+        lr=recipe.student_lr,
+        momentum=recipe.student_momentum,
+        weight_decay=recipe.student_weight_decay,
+        alpha=recipe.student_alpha,
+        temperature=recipe.student_temperature,
+        cosine_period_steps=_period(recipe, steps, full_steps),
+    )
+
+
+def _period(recipe: Recipe, steps: int, full_steps: int) -> int:
+    """Returns the cosine period, in the same proportion to the schedule as published."""
+    return max(1, round(recipe.student_cosine_period_steps * steps / max(1, full_steps)))
+
+
+def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
+    settings = context.config.quantize
+    pool = Pool(context.calibration, synthetic_images(context), context.config.run.seed)
+    placement = placement_of(context)
+    network = converted(context, placement)
+    counts = pool.calibration_counts(settings.calibrate_on)
+    batches = pool.calibration_batches(counts, context.config.run.batch_size)
+    recipe = context.recipe
+    if recipe is not None and recipe.ranges_from == "untrained-generator":
+        images = untrained_images(context, sum(counts))
+        batches = iter(torch.split(images, context.config.run.batch_size))
+    calibrate(
+        network,
+        batches,
+        observer=settings.observer,
+        device=context.device,
+        num_images=sum(counts),
+        progress=progress,
+    )
+    progress(0, 0, "correcting biases")
+    corrected = correct_biases(
+        network, context.float_graph.module, pool.sample(BIAS_IMAGES), context.device
+    )
+    result = _finetune(context, network, pool, progress) if settings.finetune else None
+    progress(0, 0, "measuring layers")
+    errors = layer_errors(
+        network, context.float_graph.module, pool.sample(LAYER_IMAGES), context.device
+    )
+    network.to(torch.device("cpu"))
+    save_grids(
+        folder,
+        network,
+        model_digest=context.record("load")["digest"],
+        data_digest="" if context.calibration is None else context.calibration.digest,
+        observer=settings.observer,
+    )
+    return {
+        "calibrated_on": {"real": counts[0], "synthetic": counts[1]},
+        "biases_corrected": corrected,
+        "finetune": None if result is None else _finetune_record(result),
+        "layers": _layers(placement, context, errors),
+    }
+
+
+def _finetune(
+    context: RunContext, network: QuantNetwork, pool: Pool, progress: Progress
+) -> FinetuneResult:
+    draws: list[Draw] = pool.draws()
+    recipe = context.recipe
+    if recipe is not None and recipe.interleave_finetune:
+        draws[-1] = interleaved_draw(context, recipe)
+    return finetune(
+        network,
+        frozen_copy(context.float_graph.module),
+        draws,
+        pool.held_out(),
+        finetune_settings(context),
+        device=context.device,
+        seed=context.config.run.seed,
+        progress=progress,
+    )
+
+
+def _finetune_record(result: FinetuneResult) -> dict[str, Json]:
+    better = f"{result.before:.4g} to {result.after:.4g} nats on held-out images"
+    reason = f"kept: KL fell from {better}" if result.kept else f"not kept: KL went from {better}"
+    return {
+        "steps": result.steps,
+        "kept": result.kept,
+        "metric": "KL(float || quantized), nats, held-out images",
+        "before": result.before,
+        "after": result.after if result.after == result.after else None,
+        "history": {name: list(values) for name, values in result.history.items()},
+        "reason": reason,
+    }
+
+
+def _layers(placement: Placement, context: RunContext, errors: list[LayerError]) -> list[Json]:
+    """Returns one row per weighted layer for the report, in graph order."""
+    graph = context.float_graph.proto.graph
+    weight_bits = {node: point for point in placement.weights for node in point.consumers}
+    act_bits = {
+        node: point.num_bits
+        for point in placement.activations
+        for node, i in point.consumers
+        if i == 0
+    }
+    measured = {error.node: error for error in errors}
+    left = dict(placement.left_float)
+    rows: list[Json] = []
+    for node in graph.node:
+        point = weight_bits.get(node.name)
+        if point is None and node.name not in left:
+            continue
+        error = measured.get(node.name)
+        weights = None if point is None else point.num_bits
+        acts = act_bits.get(node.name)
+        rows.append(
+            {
+                "name": node.name,
+                "op": node.op_type,
+                "weight_bits": weights,
+                "act_bits": acts,
+                "precision": _precision(weights, acts, None if point is None else point.storage),
+                "weight_sqnr_db": None if error is None else error.weight_sqnr_db,
+                "output_sqnr_db": None if error is None else error.output_sqnr_db,
+                "reason": left.get(node.name) or TABLE["weighted-weight"].reason,
+            }
+        )
+    return rows
+
+
+def _precision(weights: int | None, acts: int | None, storage: str | None) -> str:
+    """Says in words what a layer runs in."""
+    if weights is None:
+        return "float"
+    if acts is None:
+        return f"float, {weights}-bit weights stored as {str(storage).upper()}"
+    if (weights, acts) == (8, 8):
+        return "INT8"
+    grids = [
+        f"{n}-bit {what} grid" for n, what in ((weights, "weight"), (acts, "activation")) if n < 8
+    ]
+    return f"INT8 ({', '.join(grids)})"
+
+
+QUANTIZE = Stage("quantize", _inputs, _run, {RECORD: "calibration.json"})

@@ -1,0 +1,192 @@
+"""Report: everything the stages measured, as JSON for scripts and as one page for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from fdda_deploy import __version__
+from fdda_deploy.config import to_dict, to_toml
+from fdda_deploy.pipeline.progress import Progress
+from fdda_deploy.pipeline.report.html import render_html
+from fdda_deploy.pipeline.report.schema import REPORT_SCHEMA, validate, without_nonfinite
+from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
+from fdda_deploy.pipeline.stages.identity import version_of
+from fdda_deploy.pipeline.workspace import Json
+
+_BEFORE = (
+    "load",
+    "statistics",
+    "synthesize",
+    "quantize",
+    "export",
+    "check",
+    "engine",
+    "bench",
+    "evaluate",
+)
+_VERSIONS = (
+    "fdda-deploy",
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "tensorrt-rtx-cu13-bindings",
+    "tensorrt",
+    "numpy",
+)
+
+
+def _inputs(context: RunContext) -> dict[str, Json]:
+    return {**context.keys(*_BEFORE), "config": json.loads(json.dumps(to_dict(context.config)))}
+
+
+def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
+    progress(0, 0, "writing the report")
+    report = without_nonfinite(_report(context))
+    validate(report)
+    sheet = context.file("synthesize", "contact_sheet.png")
+    page = render_html(report, contact_sheet_png=sheet.read_bytes() if sheet.is_file() else None)
+    (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    (folder / "config.toml").write_text(to_toml(context.config), encoding="utf-8")
+    return {"report": report}
+
+
+def _report(context: RunContext) -> dict[str, Any]:
+    config, load = context.config, context.record("load")
+    evaluated, engine = context.record("evaluate"), context.record("engine")
+    synthesis, quantized = context.record("synthesize"), context.record("quantize")
+    check = context.record("check")
+    exported = context.record("export")
+    return {
+        "schema": REPORT_SCHEMA,
+        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "tool_version": __version__,
+        "scheme": config.quantize.scheme.name,
+        "runs_as": config.quantize.scheme.runs_as,
+        "target": context.target,
+        "backend": context.backend.backend,
+        "backend_reason": context.backend.reason,
+        "recipe": synthesis["recipe"] or "none",
+        "schedule": synthesis.get("schedule"),
+        "notes": _notes(context),
+        "warnings": [*load["warnings"], *synthesis.get("warnings", [])],
+        "model": {
+            "name": load["name"],
+            "origin": load["origin"],
+            "digest": load["digest"],
+            "parameters": load["parameters"],
+            "input": load["input"],
+            "classes": load["classes"],
+            "batchnorm_layers": load["batchnorm_layers"],
+            "preprocessing": load["described"],
+        },
+        "data": _data(context),
+        "accuracy": evaluated["accuracy"],
+        "bytes": {
+            "fp32_onnx": exported["fp32_bytes"],
+            "qdq_onnx": exported["qdq_bytes"],
+            "plan": engine["plan_bytes"],
+            "fp32_plan": engine["fp32_plan_bytes"],
+        },
+        "layers": quantized["layers"],
+        "parity": evaluated["parity"],
+        "check": {k: check[k] for k in ("errors", "warnings", "notes", "findings")}
+        if check["applies"]
+        else None,
+        "engine": {
+            **{
+                k: engine[k]
+                for k in ("backend", "version", "status", "plan_bytes", "seconds", "detail")
+            },
+            "compute_capabilities": list(config.engine.sm),
+        },
+        "bench": context.record("bench"),
+        "synthesis": _synthesis(load, synthesis),
+        "finetune": quantized["finetune"],
+        "stages": [
+            {"name": name, "seconds": result.work_seconds, "cached": result.cached}
+            for name, result in context.results.items()
+        ],
+        "peak_rss_mib": peak_rss_mib(),
+        "versions": {name: found for name in _VERSIONS if (found := version_of(name))}
+        | {"python": sys.version.split()[0]},
+        "seed": config.run.seed,
+        "config": to_dict(config),
+    }
+
+
+def _notes(context: RunContext) -> list[str]:
+    synthesis, quantized = context.record("synthesize"), context.record("quantize")
+    notes = []
+    if synthesis["recipe"] is None:
+        notes.append("No image was synthesized: ranges and fine-tuning rest on real images alone.")
+    elif context.calibration is None:
+        notes.append(
+            "No real image was used: the generator ran without class centers (recipe "
+            f"{synthesis['recipe']}), and everything rests on images from the network itself."
+        )
+    if synthesis.get("schedule"):
+        notes.append(f"Synthesis: {synthesis['schedule']}.")
+    counts = quantized["calibrated_on"]
+    notes.append(
+        f"Activation ranges come from {counts['real']} real and {counts['synthetic']} synthetic "
+        "images."
+    )
+    if context.backend.backend == "rtx":
+        notes.append(
+            "The plan was built without a GPU and cannot run here: accuracy was measured on the "
+            "same graph in ONNX Runtime, and GPU latency was not measured."
+        )
+    return notes
+
+
+def _data(context: RunContext) -> dict[str, Any]:
+    images, synthesis = context.calibration, context.record("synthesize")
+    covered = context.record("statistics")["covered"]
+    real = None
+    if images is not None:
+        real = {
+            "origin": images.origin,
+            "n": len(images),
+            "classes_covered": covered,
+            "digest": images.digest,
+        }
+    made = None
+    if synthesis["recipe"] is not None:
+        made = {"n": synthesis["num_images"], "teacher_top1": synthesis["teacher_top1"]}
+    return {
+        "calibration": real,
+        "synthetic": made,
+        "calibrated_on": context.record("quantize")["calibrated_on"],
+        "evaluation": context.record("evaluate")["evaluation"],
+    }
+
+
+def _synthesis(load: dict[str, Any], synthesis: dict[str, Any]) -> dict[str, Any] | None:
+    if synthesis["recipe"] is None:
+        return None
+    keys = ("recipe", "steps", "published_steps", "num_images", "seconds")
+    more = ("history", "history_every", "teacher_top1", "bns_distance")
+    return {**{k: synthesis[k] for k in (*keys, *more)}, "layer_names": load["layer_names"]}
+
+
+def peak_rss_mib() -> float:
+    """Returns this process's largest resident memory so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+REPORT = Stage(
+    "report",
+    _inputs,
+    _run,
+    {"report.json": "report.json", "report.html": "report.html", "config.toml": "config.toml"},
+)
+__all__ = ["REPORT", "dataclasses", "peak_rss_mib"]

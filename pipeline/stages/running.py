@@ -1,0 +1,236 @@
+"""Engine, bench and evaluate: the plan, its latency, and what quantization cost in accuracy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fdda_deploy.engines.bench import BenchRecord, bench
+from fdda_deploy.engines.doctor import flavour_of
+from fdda_deploy.engines.gpu import gpu_present
+from fdda_deploy.engines.ort_run import OrtRunner
+from fdda_deploy.engines.runner import Runner
+from fdda_deploy.engines.trt_api import load_api
+from fdda_deploy.engines.trt_build import BuildOptions, build_plan
+from fdda_deploy.engines.trt_run import TrtRunner
+from fdda_deploy.exporters import names
+from fdda_deploy.pipeline.evaluate import (
+    Evaluation,
+    agreement,
+    evaluate,
+    paired_drop,
+    torch_predictor,
+)
+from fdda_deploy.pipeline.progress import Progress
+from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
+from fdda_deploy.pipeline.stages.exporting import QDQ
+from fdda_deploy.pipeline.stages.grids import apply_grids, load_grids
+from fdda_deploy.pipeline.stages.images import Pool
+from fdda_deploy.pipeline.stages.quantizing import converted, placement_of
+from fdda_deploy.pipeline.stages.synthesizing import synthetic_images
+from fdda_deploy.pipeline.workspace import Json
+
+PLAN = "engine.plan"
+BENCH_SECONDS = 1.0
+PARITY_IMAGES = 64
+
+
+def _engine_inputs(context: RunContext) -> dict[str, Json]:
+    return {
+        **context.keys("export"),
+        "backend": context.backend.backend,
+        "sm": list(context.config.engine.sm),
+        "gpu": gpu_present(),
+    }
+
+
+def _engine(context: RunContext, folder: Path, progress: Progress) -> Record:
+    backend = context.backend.backend
+    if backend == "ort-cpu":
+        return {
+            "backend": backend,
+            "version": None,
+            "status": "skipped",
+            "plan_bytes": None,
+            "fp32_plan_bytes": None,
+            "seconds": None,
+            "detail": f"ONNX Runtime runs {QDQ} itself: there is no plan to build.",
+        }
+    api = load_api(flavour_of(backend))
+    options = BuildOptions(compute_capabilities=context.config.engine.sm)
+    progress(0, 0, "building the plan")
+    built = build_plan(context.file("export", QDQ).read_bytes(), options, api)
+    (folder / PLAN).write_bytes(built.plan)
+    progress(0, 0, "building the float plan, for its size")
+    reference = build_plan(context.file("load", "model.fp32.onnx").read_bytes(), options, api)
+    portable = not options.compute_capabilities and not gpu_present()
+    return {
+        "backend": built.backend,
+        "version": built.version,
+        "status": "built",
+        "plan_bytes": len(built.plan),
+        "fp32_plan_bytes": len(reference.plan),
+        "seconds": built.seconds,
+        "detail": "portable plan, built without a GPU" if portable else None,
+    }
+
+
+def _bench_inputs(context: RunContext) -> dict[str, Json]:
+    return {**context.keys("export", "engine"), "threads": context.config.run.threads}
+
+
+def _bench(context: RunContext, _folder: Path, progress: Progress) -> Record:
+    feed = {names.INPUT: np.zeros((1, *context.preprocessing.shape), np.float32)}
+    feed[names.INPUT] += np.random.default_rng(0).standard_normal(feed[names.INPUT].shape)
+    timings: dict[str, Json] = {"gpu": None}
+    for key, path, what in (
+        ("cpu", context.file("export", QDQ), f"{QDQ}, ONNX Runtime on the CPU"),
+        ("float_cpu", context.file("load", "model.fp32.onnx"), "float, ONNX Runtime on the CPU"),
+    ):
+        threads = context.config.run.threads
+        with OrtRunner(path, optimizations="all", num_threads=threads) as runner:
+            measured = bench(runner, feed, min_seconds=BENCH_SECONDS, what=what, progress=progress)
+            timings[key] = _timing(measured)
+    if _runs_on_gpu(context):
+        with _plan_runner(context) as plan_runner:
+            what = f"{PLAN}, {plan_runner.describe()}"
+            timings["gpu"] = _timing(bench(plan_runner, feed, what=what, progress=progress))
+    return timings
+
+
+def _timing(record: BenchRecord) -> dict[str, Json]:
+    latency = record.gpu_compute or record.latency
+    return {
+        "what": record.what,
+        "batch": record.batch,
+        "num_threads": record.num_threads,
+        "latency_ms": {
+            key: getattr(latency, f"{key}_ms") for key in ("mean", "median", "p90", "p95", "p99")
+        },
+        "cov_percent": latency.variation_percent,
+        "unstable": latency.unstable,
+        "images_per_s": record.images_per_second,
+    }
+
+
+def _runs_on_gpu(context: RunContext) -> bool:
+    """Whether the plan can be executed here: full TensorRT, and a GPU."""
+    return context.backend.backend == "tensorrt" and gpu_present()
+
+
+@contextlib.contextmanager
+def _plan_runner(context: RunContext) -> Iterator[TrtRunner]:
+    api = load_api(flavour_of(context.backend.backend))
+    with TrtRunner(context.file("engine", PLAN).read_bytes(), api) as runner:
+        yield runner
+
+
+@contextlib.contextmanager
+def _quantized_runner(context: RunContext) -> Iterator[Runner]:
+    """The plan where it runs, else the Q/DQ graph as it stands, no operator fused."""
+    if _runs_on_gpu(context):
+        with _plan_runner(context) as plan_runner:
+            yield plan_runner
+        return
+    with _graph_runner(context, context.file("export", QDQ)) as runner:
+        yield runner
+
+
+def _graph_runner(context: RunContext, path: Path) -> OrtRunner:
+    return OrtRunner(path, optimizations="none", num_threads=context.config.run.threads)
+
+
+def _evaluate_inputs(context: RunContext) -> dict[str, Json]:
+    images = context.evaluation
+    return {
+        **context.keys("export", "engine"),
+        "images": None if images is None else images.digest,
+    }
+
+
+def _evaluate(context: RunContext, _folder: Path, progress: Progress) -> Record:
+    progress(0, 0, "comparing torch and ONNX Runtime")
+    parity = _parity(context)
+    images = context.evaluation
+    if images is None or images.labels is None:
+        return {"accuracy": None, "evaluation": None, "parity": parity}
+    batch = context.config.run.batch_size
+    with _graph_runner(context, context.file("load", "model.fp32.onnx")) as runner:
+        before = evaluate(_predictor(runner), images, batch, _said(progress, "float accuracy"))
+        float_on = runner.describe()
+    with _quantized_runner(context) as quantized:
+        after = evaluate(_predictor(quantized), images, batch, _said(progress, "accuracy"))
+        quantized_on = quantized.describe()
+    drop = paired_drop(before, after)
+    return {
+        "accuracy": {
+            "float": _measured(before, float_on),
+            "quantized": _measured(after, quantized_on),
+            "drop": {"mean": drop.mean, "low": drop.low, "high": drop.high},
+            "agreement": agreement(before.predictions, after.predictions),
+        },
+        "evaluation": {
+            "origin": images.origin,
+            "n": before.n,
+            "digest": images.digest,
+            "skipped": len(images.skipped),
+        },
+        "parity": parity,
+    }
+
+
+def _said(progress: Progress, text: str) -> Progress:
+    return lambda done, total, _text: progress(done, total, text)
+
+
+def _predictor(runner: Runner) -> _Predictor:
+    return _Predictor(runner)
+
+
+class _Predictor:
+    """A runner as the function from images to logits that `evaluate` takes."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def __call__(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return self._runner.infer({names.INPUT: images})[names.OUTPUT].astype(np.float32)
+
+
+def _measured(result: Evaluation, runs_on: str) -> dict[str, Json]:
+    return {
+        "top1": result.top1,
+        "top5": result.top5,
+        "n": result.n,
+        "low": result.low,
+        "high": result.high,
+        "runs_on": runs_on,
+    }
+
+
+def _parity(context: RunContext) -> dict[str, Json]:
+    """Compares the fake-quantized torch network with the exported graph on the same images."""
+    grids, _ = load_grids(context.results["quantize"].folder)
+    network = converted(context, placement_of(context))
+    apply_grids(network, grids)
+    pool = Pool(context.calibration, synthetic_images(context), context.config.run.seed)
+    images = pool.sample(PARITY_IMAGES)
+    wanted = torch_predictor(network, torch.device("cpu"))(images.numpy())
+    with _graph_runner(context, context.file("export", QDQ)) as runner:
+        got = _predictor(runner)(images.numpy())
+    return {
+        "top1_agreement": 100 * float((wanted.argmax(1) == got.argmax(1)).mean()),
+        "relative_l2": float(np.linalg.norm(got - wanted))
+        / max(float(np.linalg.norm(wanted)), 1e-12),
+        "n": len(images),
+    }
+
+
+ENGINE = Stage("engine", _engine_inputs, _engine, {PLAN: PLAN})
+BENCH = Stage("bench", _bench_inputs, _bench)
+EVALUATE = Stage("evaluate", _evaluate_inputs, _evaluate)

@@ -1,0 +1,134 @@
+"""Synthesize: a generator trained against the network, and a labelled set of its images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fdda_deploy.pipeline.preprocessing import uint8_from_normalized
+from fdda_deploy.pipeline.progress import Progress
+from fdda_deploy.pipeline.report.contact_sheet import contact_sheet_png
+from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
+from fdda_deploy.pipeline.synthesis.centers import ClassCenters, load_class_centers
+from fdda_deploy.pipeline.synthesis.recipes import Recipe, describe_schedule, reduced
+from fdda_deploy.pipeline.synthesis.synthesize import SyntheticImages, synthesize
+from fdda_deploy.pipeline.workspace import Json, atomic_write
+
+CHECKPOINT = "generator.ckpt"
+IMAGES = "images.safetensors"
+NUM_IMAGES = {"small": 512, "large": 128}
+"""Default size of the synthetic set, up to 64 px and above."""
+
+
+def _inputs(context: RunContext) -> dict[str, Json]:
+    recipe = context.recipe
+    return {
+        **context.keys("load", "statistics"),
+        "recipe": None if recipe is None else _plain(dataclasses.asdict(recipe)),
+        "num_images": num_images(context),
+        "seed": context.config.run.seed,
+        "device": context.device.type,
+    }
+
+
+def num_images(context: RunContext) -> int:
+    """Returns how many synthetic images the build keeps."""
+    if context.config.synthesis.num_images is not None:
+        return context.config.synthesis.num_images
+    small = max(context.preprocessing.shape[1:]) <= 64
+    return NUM_IMAGES["small" if small else "large"]
+
+
+def centers_of(context: RunContext) -> ClassCenters | None:
+    """Returns the class centers that the statistics stage measured, if it did."""
+    if not context.record("statistics")["centers"]:
+        return None
+    return load_class_centers(context.file("statistics", "centers.safetensors"))
+
+
+def generator_recipe(recipe: Recipe) -> Recipe:
+    """Returns the part of the schedule before any student trains.
+
+    A recipe that trains both at once (`interleave_finetune`) leaves the rest to fine-tuning.
+    """
+    if not recipe.interleave_finetune:
+        return recipe
+    return dataclasses.replace(recipe, num_epochs=max(1, recipe.warmup_epochs))
+
+
+def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
+    recipe, published = context.recipe, context.published_recipe
+    if recipe is None or published is None:
+        return {"recipe": None}
+    result = synthesize(
+        context.statistics,
+        generator_recipe(recipe),
+        image_shape=context.preprocessing.shape,
+        num_classes=context.record("load")["classes"],
+        centers=centers_of(context),
+        num_images=num_images(context),
+        device=context.device,
+        seed=context.config.run.seed,
+        checkpoint=folder / CHECKPOINT,
+        progress=progress,
+    )
+    if not recipe.interleave_finetune:
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    _write_images(context, folder, result)
+    return {
+        "recipe": recipe.name,
+        "schedule": describe_schedule(recipe, published),
+        "steps": result.steps,
+        "published_steps": published.num_steps,
+        "num_images": len(result.images),
+        "seconds": result.seconds,
+        "history": _plain({k: v for k, v in result.history.items() if k != "step"}),
+        "history_every": _spacing(result.history.get("step", [])),
+        "teacher_top1": result.teacher_top1,
+        "bns_distance": result.bns_distance,
+        "warnings": list(result.warnings),
+    }
+
+
+def _write_images(context: RunContext, folder: Path, result: SyntheticImages) -> None:
+    save_file({"images": result.images, "labels": result.labels}, folder / IMAGES)
+    pixels = uint8_from_normalized(result.images, context.preprocessing)
+    labels = result.labels.numpy()
+    with (folder / "images.npz").open("wb") as file:
+        np.savez_compressed(file, x=pixels, y=labels)
+    atomic_write(
+        folder / "contact_sheet.png", contact_sheet_png(pixels, labels, context.class_names)
+    )
+
+
+def synthetic_images(context: RunContext) -> tuple[Tensor, Tensor] | None:
+    """Returns (images ``(n, C, H, W)`` float32 as the network takes them, labels ``(n,)``)."""
+    if context.record("synthesize")["recipe"] is None:
+        return None
+    stored = load_file(context.file("synthesize", IMAGES))
+    return stored["images"], stored["labels"].to(torch.int64)
+
+
+def _spacing(steps: list[Any]) -> int:
+    return int(steps[1] - steps[0]) if len(steps) > 1 else 1
+
+
+def _plain(value: object) -> Json:
+    plain: Json = json.loads(json.dumps(value))
+    return plain
+
+
+SYNTHESIZE = Stage(
+    "synthesize",
+    _inputs,
+    _run,
+    {"images.npz": "synthetic/images.npz", "contact_sheet.png": "synthetic/contact_sheet.png"},
+)
+__all__ = ["SYNTHESIZE", "centers_of", "generator_recipe", "reduced", "synthetic_images"]

@@ -1,0 +1,106 @@
+"""The command line: parse, call, print one result, and turn every failure into one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import fdda_deploy
+from fdda_deploy.cli import stages, surroundings
+from fdda_deploy.cli.options import UsageFaultError
+from fdda_deploy.errors import FddaDeployError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fdda-deploy",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog=stages.examples("build digits --bits 4", "doctor"),
+)
+app.add_typer(stages.app)
+app.add_typer(surroundings.app)
+
+INTERRUPTED = "interrupted; run the same command to continue"
+CLICK_ERROR = typer.BadParameter.__mro__[2]
+"""Root of click's usage errors; newer typers carry click inside, older ones import it."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"fdda-deploy {fdda_deploy.__version__}\n")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version", is_eager=True, callback=_print_version, help="Print the version and stop."
+    ),
+]
+
+
+@app.callback()
+def root(*, version: Version = False) -> None:
+    """From a trained vision network and few or no images to a low-bit engine, with the evidence."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: As on the command line, without the program; None takes those.
+
+    Returns:
+        The exit code: 0 done, 1 failed (one line on stderr says why), 2 wrong usage,
+        130 interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        command = typer.main.get_command(app)
+        code = command.main(words, prog_name="fdda-deploy", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, for instance `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        line, code = _explained(error)
+        if line is None:
+            raise
+        sys.stderr.write(f"error: {' '.join(line.split())}\n")
+    if code == 130:
+        sys.stderr.write(f"{INTERRUPTED}\n")
+    return int(code or 0)
+
+
+def _explained(error: Exception) -> tuple[str | None, int]:
+    """Returns one line and the exit code, or no line for what can only be a bug of ours."""
+    if isinstance(error, CLICK_ERROR):
+        return f"{error.format_message()} (see fdda-deploy --help)", 2  # type: ignore[attr-defined] # click's
+    if isinstance(error, UsageFaultError):
+        return str(error), 2
+    if isinstance(error, FddaDeployError):
+        return str(error), 1
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        then = " Free some space, then run it again." if error.errno == errno.ENOSPC else ""
+        return f"{where}{error.strerror or error}.{then}", 1
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
+        return "out of memory. Lower --batch-size, or close other programs; then run it again.", 1
+    return None, 1
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Returns whether torch said so, in its own words; torch need not be imported to ask."""
+    says = str(error)
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in says
+    )

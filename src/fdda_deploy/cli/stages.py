@@ -1,0 +1,105 @@
+"""One command per stage of the road; each runs the road up to its stage and says what came out."""
+
+from __future__ import annotations
+
+import typer
+
+from fdda_deploy.cli.check_file import check_file
+from fdda_deploy.cli.options import Options, takes_options
+from fdda_deploy.cli.results import print_build
+
+app = typer.Typer()
+
+
+def run_until(stage: str, options: Options) -> None:
+    """Runs the road up to ``stage`` and prints the result.
+
+    Raises:
+        FddaDeployError: What a stage refused.
+    """
+    config = options.build_config()  # before the heavy imports: a wrong flag is told at once
+    from rich.console import Console
+
+    from fdda_deploy.pipeline.run import build as run_the_road
+
+    console = Console(stderr=True, quiet=options.quiet)
+    result = run_the_road(config, until=stage, console=console)
+    print_build(result, as_json=options.json_output, quiet=options.quiet)
+
+
+def examples(*lines: str) -> str:
+    """Returns the text under ``--help`` that shows a command in use, one example a line."""
+    return "\n\n".join(("Examples:", *(f"  fdda-deploy {line}" for line in lines)))
+
+
+@app.command(
+    epilog=examples(
+        "build digits --bits 4",
+        "build resnet18 --calib-data images/ --eval-data val/ --scheme w8a8",
+        "build nets.py:small --weights small.pth --input-size 32 --num-classes 10",
+        "build --config out/digits-w4a8/config.toml",
+    )
+)
+@takes_options
+def build(options: Options) -> None:
+    """The whole road: from a network to a verified engine and a report."""
+    run_until("report", options)
+
+
+@app.command(epilog=examples("synthesize digits", "synthesize resnet18 --recipe gdfq"))
+@takes_options
+def synthesize(options: Options) -> None:
+    """Make images from the network."""
+    run_until("synthesize", options)
+
+
+@app.command(epilog=examples("quantize digits --scheme w4a4"))
+@takes_options
+def quantize(options: Options) -> None:
+    """Find ranges, round weights and fine-tune."""
+    run_until("quantize", options)
+
+
+@app.command(epilog=examples("export digits --bits 4", "export digits --target ort-cpu"))
+@takes_options
+def export(options: Options) -> None:
+    """Write the float and the Q/DQ ONNX files."""
+    run_until("export", options)
+
+
+@app.command(epilog=examples("check digits", "check model.qdq.onnx --target rtx --sm 89"))
+@takes_options
+def check(options: Options) -> None:
+    """Check the Q/DQ graph, or any ONNX file given as MODEL, against TensorRT's rules."""
+    if (options.model or "").lower().endswith(".onnx"):
+        check_file(options)
+    else:
+        run_until("check", options)
+
+
+@app.command(epilog=examples("engine digits", "engine digits --backend rtx --sm 86,89"))
+@takes_options
+def engine(options: Options) -> None:
+    """Build the engine."""
+    run_until("engine", options)
+
+
+@app.command(epilog=examples("bench digits --backend ort-cpu"))
+@takes_options
+def bench(options: Options) -> None:
+    """Measure latency; what cannot be measured here reads "not measured"."""
+    run_until("bench", options)
+
+
+@app.command(epilog=examples("evaluate digits", "evaluate resnet18 --eval-data val/"))
+@takes_options
+def evaluate(options: Options) -> None:
+    """Measure accuracy before and after quantization."""
+    run_until("evaluate", options)
+
+
+@app.command(epilog=examples("report digits --json"))
+@takes_options
+def report(options: Options) -> None:
+    """Write report.json and report.html, doing what is not done yet."""
+    run_until("report", options)

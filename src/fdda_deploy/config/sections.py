@@ -1,0 +1,224 @@
+"""The sections of a build's configuration: what each setting means and where its default is from.
+
+Every section checks its own values, so a configuration that exists is a valid one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fdda_deploy.config.values import checked, limited, settings_of
+from fdda_deploy.errors import ConfigError
+from fdda_deploy.quant.scheme import Scheme
+
+Scalar = bool | int | float | str
+Override = Scalar | tuple[Scalar, ...]
+RECIPES = ("auto", "fdda", "fdda-paper", "gdfq", "none")
+SCHEDULES = ("auto", "published", "reduced")
+OBSERVERS = ("mse", "minmax", "percentile")
+CALIBRATE_ON = ("auto", "real", "synthetic", "both")
+BACKENDS = ("auto", "tensorrt", "rtx", "ort-cpu")
+TARGETS = ("trt", "rtx", "ort-cpu")
+
+
+class Section:
+    """One table of the configuration; checks its values when it is made."""
+
+    def __post_init__(self) -> None:
+        for name, setting in settings_of(type(self)).items():
+            value = checked(setting, getattr(self, name), f"[{title_of(type(self))}] {name}")
+            object.__setattr__(self, name, value)
+
+
+def title_of(section: type[Section]) -> str:
+    """Returns the name of a section's TOML table: ``run`` for :class:`RunConfig`."""
+    return section.__name__.removesuffix("Config").lower()
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """Which network, and how its input is prepared.
+
+    Attributes:
+        name: ``digits``, a torchvision name, ``timm:NAME``, ``package.module:callable`` or
+            ``path/file.py:callable``; no default.
+        weights: A ``.pth`` or ``.safetensors`` file; None takes the weights that the name brings.
+        input_size: (height, width) in pixels; None asks the model.
+        resize: Shorter side in pixels before the center crop; None asks the model.
+        mean: Per channel, in units of pixels scaled to [0, 1]; None asks the model.
+        std: Per channel, same units, above 0; None asks the model.
+        num_classes: Number of logits; None asks the model.
+    """
+
+    name: str = limited(pattern=r".*\S.*", wanted="the name of a model")
+    weights: str | None = None
+    input_size: tuple[int, int] | None = limited(None, minimum=1, maximum=8192)
+    resize: int | None = limited(None, minimum=1, maximum=16384)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = limited(None, minimum=1e-6)
+    num_classes: int | None = limited(None, minimum=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, value in (("mean", self.mean), ("std", self.std)):
+            if value is not None and not value:
+                raise ConfigError(f"[model] {key}: got an empty list, wanted one number a channel.")
+        if self.mean and self.std and len(self.mean) != len(self.std):
+            raise ConfigError(
+                f"[model] mean has {len(self.mean)} values and std {len(self.std)}: "
+                "want one of each per channel."
+            )
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Which images and labels.
+
+    Attributes:
+        calib_data: Folder, ``.tar`` or ``.npz`` of images to calibrate and fine-tune on; None uses
+            the model's own split, or no real image at all.
+        eval_data: The same for measuring accuracy; None uses the model's own split, or skips.
+        classes: File with one class id a line, in the order of the logits; None sorts folder names.
+        calib_limit: Most images read from ``calib_data``; None reads all.
+        eval_limit: Most images read from ``eval_data``; None reads all.
+        max_damaged: Damaged images that are named and skipped before it is an error; 10 lets a few
+            broken downloads pass and no broken data set.
+    """
+
+    calib_data: str | None = None
+    eval_data: str | None = None
+    classes: str | None = None
+    calib_limit: int | None = limited(None, minimum=1)
+    eval_limit: int | None = limited(None, minimum=1)
+    max_damaged: int = limited(10, minimum=0)
+
+
+@dataclass(frozen=True)
+class SynthesisConfig(Section):
+    """How images are made from the network.
+
+    Attributes:
+        recipe: ``auto`` is ``fdda`` with calibration images and ``gdfq`` without.
+        schedule: ``published`` is the paper's length; ``auto`` takes the reduced one on a CPU.
+        num_steps: Generator steps; None takes the schedule's.
+        num_images: Synthetic images that are kept; None takes the recipe's.
+        overrides: Single settings of the recipe by name, from ``[synthesis.overrides]``.
+    """
+
+    recipe: str = limited("auto", choices=RECIPES)
+    schedule: str = limited("auto", choices=SCHEDULES)
+    num_steps: int | None = limited(None, minimum=1)
+    num_images: int | None = limited(None, minimum=1)
+    overrides: dict[str, Override] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class QuantizeConfig(Section):
+    """How many bits, and how ranges and weights are found.
+
+    Attributes:
+        weight_bits: 2 to 8; 4 is the width this tool is about.
+        act_bits: 2 to 8, or 16 for floating point; 8 is what tensor cores execute.
+        first_last_bits: 2 to 8 for the first and last weighted layer; 8 as in the field's tables.
+        observer: How ranges are chosen; MSE was the best or close to it in published INT8 tables.
+        calibrate_on: Which images set the ranges; ``auto`` takes real ones where there are enough.
+        finetune: Distil the float network into the quantized one.
+        finetune_steps: Steps of it; None takes the schedule's.
+    """
+
+    weight_bits: int = 4
+    act_bits: int = 8
+    first_last_bits: int = 8
+    observer: str = limited("mse", choices=OBSERVERS)
+    calibrate_on: str = limited("auto", choices=CALIBRATE_ON)
+    finetune: bool = True
+    finetune_steps: int | None = limited(None, minimum=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.scheme  # refuses widths out of range
+
+    @property
+    def scheme(self) -> Scheme:
+        """The bit widths as one record."""
+        return Scheme(self.weight_bits, self.act_bits, self.first_last_bits)
+
+
+@dataclass(frozen=True)
+class EngineConfig(Section):
+    """What runs the graph.
+
+    Attributes:
+        backend: ``auto`` is TensorRT where it and a GPU are there, else a TensorRT-RTX plan built
+            on the CPU.
+        target: Whose placement table decides where Q/DQ pairs go; None follows the backend.
+        sm: Compute capabilities of the plan, for instance (86, 89); empty is a portable plan.
+    """
+
+    backend: str = limited("auto", choices=BACKENDS)
+    target: str | None = limited(None, choices=TARGETS)
+    sm: tuple[int, ...] = limited((), minimum=50, maximum=199)
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    """Where and how the build runs.
+
+    Attributes:
+        device: ``auto`` takes the GPU where torch sees one.
+        seed: Of every random generator; 0 for no reason but that a default must be fixed.
+        out: Result folder; None is ``out/<model>-<scheme>``.
+        batch_size: Images per forward pass; 32 keeps 224-pixel networks under 3 GB on a CPU.
+        no_cache: Do every stage again, also those that are finished.
+        threads: CPU threads; None leaves the choice to torch and ONNX Runtime.
+    """
+
+    device: str = limited(
+        "auto", pattern=r"auto|cpu|cuda(:\d{1,3})?", wanted="auto, cpu, cuda or cuda:N"
+    )
+    seed: int = limited(0, minimum=0, maximum=2**32 - 1)
+    out: str | None = limited(None, pattern=r"[^\0]+", wanted="a folder")
+    batch_size: int = limited(32, minimum=1)
+    no_cache: bool = False
+    threads: int | None = limited(None, minimum=1)
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Everything that decides the result of one build."""
+
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    quantize: QuantizeConfig = QuantizeConfig()
+    engine: EngineConfig = EngineConfig()
+    run: RunConfig = RunConfig()
+
+    @property
+    def out_folder(self) -> Path:
+        """The result folder: as given, or ``out/<model>-<scheme>`` with the name made a file name.
+
+        Example:
+            >>> BuildConfig(ModelConfig("nets/mine.py:small")).out_folder.as_posix()
+            'out/mine.py-small-w4a8'
+        """
+        if self.run.out is not None:
+            return Path(self.run.out)
+        stem = re.sub(r"[^\w.-]+", "-", re.split(r"[/\\]", self.model.name)[-1]).strip("-.")
+        return Path("out") / f"{stem[:80] or 'model'}-{self.quantize.scheme.name}"
+
+
+SECTIONS: dict[str, type[Section]] = {
+    title_of(section): section
+    for section in (
+        ModelConfig,
+        DataConfig,
+        SynthesisConfig,
+        QuantizeConfig,
+        EngineConfig,
+        RunConfig,
+    )
+}
+"""Every section by the name of its TOML table, in the order of the file."""
