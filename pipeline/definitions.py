@@ -33,10 +33,9 @@ BUILD_OPTIONS: dict[str, dict[str, bool]] = {
 
 @dataclass(frozen=True)
 class Hints:
-    """What a source knows about a network's input; None where it does not.
+    """What a source knows of a network's input: fields as in Preprocessing, None for unknown.
 
-    ``input_size`` is ``(C, H, W)``, ``(H, W)`` or one side in pixels; the rest are the fields of
-    :class:`~fdda_deploy.pipeline.preprocessing.Preprocessing`, and class names in label order.
+    ``input_size`` is ``(C, H, W)``, ``(H, W)`` or one side in pixels.
     """
 
     input_size: Sequence[int] | int | None = None
@@ -74,8 +73,7 @@ def definition_from_name(name: str, *, own_weights: bool, num_classes: int | Non
     """Returns the network that ``name`` names.
 
     Args:
-        name: ``digits``, a torchvision name, ``timm:NAME``, ``package.module:callable`` or
-            ``path/file.py:callable``.
+        name: What the user wrote; its forms are those of ``models.load_float_model``.
         own_weights: The user has a weights file, so none are fetched.
         num_classes: Classes of the user's weights, where the builder can be told.
 
@@ -83,6 +81,12 @@ def definition_from_name(name: str, *, own_weights: bool, num_classes: int | Non
         ModelError: There is no such network, or building it failed.
     """
     told = {"num_classes": num_classes} if own_weights and num_classes is not None else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # weights that nobody loads are at least the same each time
+        return _definition(name, own_weights, told)
+
+
+def _definition(name: str, own_weights: bool, told: dict[str, int]) -> Definition:
     if name == DIGITS:
         return _digits()
     if name.startswith(TIMM_PREFIX):
@@ -113,8 +117,7 @@ def torchvision_names() -> list[str]:
 def hints_from_module(module: nn.Module) -> Hints:
     """Returns what a network's own attributes say about its input.
 
-    Honoured are ``input_size``, ``mean``, ``std`` and ``class_names``. Only plain numbers count:
-    a network with mean and std as tensors normalises its input itself.
+    Only plain numbers count: a network with mean and std as tensors normalises its input itself.
     """
     size = getattr(module, "input_size", None)
     sized = isinstance(size, int) or _all_of(size, int)
@@ -179,8 +182,7 @@ def _timm(name: str, own_weights: bool, told: dict[str, int]) -> Definition:
         import timm
     except ImportError as error:
         raise ModelError(
-            f"timm:{name} needs timm, which is not installed. Install it with: "
-            "pip install 'fdda-deploy[timm]'"
+            f"timm:{name} needs timm. Install it with: pip install 'fdda-deploy[timm]'"
         ) from error
     if not timm.is_model(name.partition(".")[0]):
         raise ModelError(f"timm:{name}: no such network{near(name, timm.list_models())}.")
@@ -200,8 +202,8 @@ def _timm(name: str, own_weights: bool, told: dict[str, int]) -> Definition:
         std=tuple(config["std"]),
         interpolation="bicubic" if config["interpolation"] == "bicubic" else "bilinear",
     )
-    source = f"timm {timm.__version__}".encode()
-    return Definition(f"timm:{name}", module, source, f"timm {name}", hints)
+    version = f"timm {timm.__version__}"
+    return Definition(f"timm:{name}", module, version.encode(), f"timm {name}", hints)
 
 
 def _callable(name: str) -> Definition:
@@ -213,8 +215,8 @@ def _callable(name: str) -> Definition:
         imported = _module_from_file(path) if is_file else _module_from_package(name, place)
         target = getattr(imported, attribute, None)
         if target is None:
-            public = [known for known in vars(imported) if not known.startswith("_")]
-            raise ModelError(f"{name}: {place} has no {attribute!r}{near(attribute, public)}.")
+            hint = near(attribute, vars(imported))
+            raise ModelError(f"{name}: {place} has no {attribute!r}{hint}.")
         module = target if isinstance(target, nn.Module) else _built(name, target)
     return Definition(
         name=f"{path.name if is_file else place}:{attribute}",
@@ -233,7 +235,7 @@ def _module_from_file(path: Path) -> ModuleType:
     private_name = f"_fdda_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(private_name, path)
     if spec is None or spec.loader is None:
-        raise ModelError(f"{path}: cannot be imported as Python.")
+        raise ModelError(f"{path}: is no Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[private_name] = module  # dataclasses and torch look their own module up there
     try:
@@ -249,8 +251,7 @@ def _module_from_package(name: str, place: str) -> ModuleType:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         raise ModelError(
-            f"{name}: there is no module {error.name!r} to import. Install it, or write "
-            "path/file.py:callable."
+            f"{name}: no module {error.name!r} found. Install it, or write path/file.py:callable."
         ) from error
     except (Exception, SystemExit) as error:
         raise ModelError(f"{name}: importing it failed with {_first_line(error)}.") from error
@@ -273,15 +274,12 @@ def _built(name: str, build: Callable[[], Any]) -> nn.Module:
     if not callable(build):
         raise ModelError(f"{name}: is a {type(build).__name__}, wanted a function or class.")
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # weights that nobody loads are at least the same each time
-            module = build()
+        module = build()
     except (Exception, SystemExit) as error:
         raise ModelError(f"{name}: calling it failed with {_first_line(error)}.") from error
     if not isinstance(module, nn.Module):
-        raise ModelError(
-            f"{name}: returned a {type(module).__name__}, wanted a network (torch.nn.Module)."
-        )
+        found = type(module).__name__
+        raise ModelError(f"{name}: returned a {found}, wanted a network (torch.nn.Module).")
     return module
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -57,14 +58,15 @@ class PixelStore:
         """
         fresh = [index for index in indices.tolist() if index not in self._examined]
         with ThreadPoolExecutor(DECODING_THREADS) as pool:
-            pending = deque(pool.submit(self._examine, index) for index in fresh)
+            pending = deque((index, pool.submit(self._examine, index)) for index in fresh)
             try:
                 for done in range(len(fresh)):
-                    pending.popleft().result()
+                    index, future = pending.popleft()
+                    self._note(index, future.result())
                     if self._progress is not None and (done % 16 == 15 or done + 1 == len(fresh)):
                         self._progress(done + 1, len(fresh), f"reading {self.listing.origin}")
             finally:  # an error must not wait for the images behind it
-                for future in pending:
+                for _, future in pending:
                     future.cancel()
         if fresh and len(self.damaged) == len(self._examined):
             raise DataError(f"{self._damage_report()}: every image is damaged. Replace them.")
@@ -86,23 +88,32 @@ class PixelStore:
         if not len(indices):
             height, width = self.preprocessing.height, self.preprocessing.width
             return np.empty((0, height, width, self.preprocessing.channels), np.uint8)
+        if all(index in self._pixels for index in indices.tolist()):  # no threads to start
+            return np.stack([self._pixels[index] for index in indices.tolist()])
         return next(self.prefetched([indices]))
 
-    def _examine(self, index: int) -> None:
+    def _examine(self, index: int) -> str | None:
+        """Returns why an image cannot be decoded, or None for a sound one."""
         try:
             self._get(index)
         except DataError as error:  # too large to be decoded: an attack or a mistake, never skipped
-            raise DataError(
-                f"{self.listing.origin}: {self.listing.names[index]}: {error}"
-            ) from error
-        except Exception as error:  # damaged files raise any decoder's error
-            self.damaged[index] = f"{self.listing.names[index]} ({_one_line(error)})"
-            if len(self.damaged) > self._max_damaged:
-                raise DataError(
-                    f"{self._damage_report()}; at most {self._max_damaged} are skipped. Replace "
-                    "them, or raise --max-damaged."
-                ) from error
+            name = self.listing.names[index]
+            raise DataError(f"{self.listing.origin}: {name}: {error}") from error
+        except Exception as error:  # noqa: BLE001  # damaged files raise any decoder's error
+            return _one_line(error)
+        return None
+
+    def _note(self, index: int, reason: str | None) -> None:
+        """Records an image as examined; called in order, so that the same images are named."""
         self._examined.add(index)
+        if reason is None:
+            return
+        self.damaged[index] = f"{self.listing.names[index]} ({reason})"
+        if len(self.damaged) > self._max_damaged:
+            raise DataError(
+                f"{self._damage_report()}; at most {self._max_damaged} are skipped. Replace them, "
+                "or raise --max-damaged."
+            )
 
     def _damage_report(self) -> str:
         shown = "; ".join(self.damaged[index] for index in sorted(self.damaged)[:3])
@@ -131,4 +142,5 @@ def _decoded(encoded: bytes | NDArray[np.uint8], preprocessing: Preprocessing) -
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r" <_io.BytesIO[^>]*>", "", str(error))  # Pillow shows what it was handed
+    return " ".join(text.split()) or type(error).__name__

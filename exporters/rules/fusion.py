@@ -11,6 +11,7 @@ from fdda_deploy.exporters.rules.finding import NOTE, WARNING, Problem, Rule
 from fdda_deploy.exporters.rules.graph import (
     COMMUTING,
     FOUR_BIT,
+    RTX_MIN_CHANNELS_PER_GROUP,
     WEIGHTED_OPS,
     GraphView,
     Node,
@@ -23,7 +24,6 @@ TWO_SIDED = POOLS | {"Add", "Sub", "Mul", "Concat"}
 USEFUL_READERS = WEIGHTED_OPS | TWO_SIDED | COMMUTING | {"LeakyRelu", "Clip", "QuantizeLinear"}
 SMALL = 16
 IMAGE_CHANNELS = 4
-RTX_MIN_CHANNELS_PER_GROUP = 4
 
 
 def both_operands(view: GraphView) -> Iterator[Problem]:
@@ -238,7 +238,7 @@ RULES = (
     Rule("T019", WARNING, "A weighted layer has both operands quantized, or neither.",
          "With one operand in float the product runs in float, and the Q/DQ only costs.",
          both_operands),
-    Rule("T020", WARNING, "A residual addition has no Q/DQ behind the product, and one on the skip.",
+    Rule("T020", WARNING, "A residual addition has a Q/DQ pair on its skip, none on the product.",
          "TensorRT adds inside the convolution's kernel only then.", residual_additions),
     Rule("T021", WARNING, "Q/DQ stands only where a consumer runs in INT8.",
          "Elsewhere it costs time and accuracy, and wins nothing.", useless_pairs),

@@ -29,6 +29,8 @@ MOVERS = frozenset(
 """Operators that move values without changing them: Q and DQ commute with all of them."""
 COMMUTING = MOVERS | {"MaxPool", "Relu"}
 """Order-preserving or moving: Q and DQ with one positive scale commute with them."""
+RTX_MIN_CHANNELS_PER_GROUP = 4
+"""TensorRT-RTX pads INT8 filters of fewer input channels per group to dense tiles."""
 _MAX_DECODED = 2**22
 
 

@@ -8,7 +8,13 @@ import onnx
 from onnx import TensorProto
 
 from fdda_deploy.exporters.rules.finding import ERROR, NOTE, WARNING, Problem, Rule
-from fdda_deploy.exporters.rules.graph import FLOATS, GraphView, Node, type_name
+from fdda_deploy.exporters.rules.graph import (
+    FLOATS,
+    RTX_MIN_CHANNELS_PER_GROUP,
+    GraphView,
+    Node,
+    type_name,
+)
 
 INTEGER_OPS = frozenset(
     {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"}
@@ -147,18 +153,22 @@ def left_in_float(view: GraphView) -> Iterator[Problem]:
         yield Problem("", "", value, "Quantize the network, or ignore this for a float build.")
         return
     for node in floats:
-        yield Problem(node.name, node.input(1), _reason_for_float(view, node), repair)
+        value, why = _reason_for_float(view, node)
+        advice = "Nothing to do." if why else repair
+        yield Problem(node.name, node.input(1), f"in float; {value}", advice, why)
 
 
-def _reason_for_float(view: GraphView, node: Node) -> str:
-    """Returns what the graph says about why ``node`` has no Q/DQ."""
+def _reason_for_float(view: GraphView, node: Node) -> tuple[str, str]:
+    """Returns what the graph says about a float ``node``, and why that is right where it is."""
     shape = view.shape_of(node.input(1))
     groups = node.integer("group") or 1
     if not view.rooted(node.input(1)):
-        return "in float; its second operand is computed while the network runs"
+        return "its second operand is computed while the network runs", ""
     if node.op_type == "Conv" and groups > 1 and shape is not None and len(shape) > 1:
-        return f"in float; a grouped convolution with {shape[1]} channels per group"
-    return "in float; neither operand is quantized"
+        narrow = view.request.rtx and (shape[1] or 0) < RTX_MIN_CHANNELS_PER_GROUP
+        why = "RTX pads such INT8 filters to dense tiles, so float is right here." if narrow else ""
+        return f"a grouped convolution with {shape[1]} channels per group", why
+    return "neither operand is quantized", ""
 
 
 RULES = (

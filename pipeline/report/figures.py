@@ -140,7 +140,13 @@ def losses_svg(
             color, dash = SERIES[index % len(SERIES)], ("-", "--", ":")[index // len(SERIES) % 3]
             marker = "o" if len(curve) == 1 else None
             axes.plot(
-                steps, values, dash, color=color, linewidth=1.4, marker=marker, label=_short(label)
+                steps,
+                values,
+                dash,
+                color=color,
+                linewidth=1.4,
+                marker=marker,
+                label=_legend_label(label),
             )
         if all(value is None or value > 0 for curve in curves.values() for value in curve):
             _set_log_scale(axes)
@@ -182,8 +188,13 @@ def _bars(
     return inline_svg(draw, name=name, description=description, size_inches=(WIDTH_INCHES, height))
 
 
+def _legend_label(label: str) -> str:
+    """A space in front of an underscore: matplotlib hides labels that begin with one."""
+    return f" {_short(label)}" if label.startswith("_") else _short(label)
+
+
 def _set_log_scale(axes: Axes) -> None:
-    """Plain numbers at 1, 2 and 5: matplotlib's own labels are formulas, which an SVG cannot hold."""
+    """Labels 1, 2 and 5 of each decade in digits: matplotlib's own labels are formulas."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_yscale("log")

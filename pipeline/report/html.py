@@ -22,6 +22,14 @@ from fdda_deploy.pipeline.report.verdict import verdict
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _ABSENT = Markup('<span class="absent">{}</span>')
+_SAYERS: tuple[Callable[..., str], ...] = (
+    phrases.decimal,
+    phrases.significant,
+    phrases.percent,
+    phrases.points,
+    phrases.size,
+    phrases.duration,
+)
 
 
 def render_html(report: Report, *, contact_sheet_png: bytes | None) -> str:
@@ -54,9 +62,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for say in (phrases.decimal, phrases.significant, phrases.percent, phrases.size):
-        environment.filters[say.__name__] = _marking_absence(say)
-    for say in (phrases.points, phrases.duration):
+    for say in _SAYERS:
         environment.filters[say.__name__] = _marking_absence(say)
     environment.filters["text"] = _text
     environment.filters["whole"] = _marking_absence(lambda number: f"{number:,.0f}")

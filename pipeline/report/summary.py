@@ -13,7 +13,6 @@ from fdda_deploy.pipeline.report.phrases import (
     interval,
     percent,
     plain,
-    points,
     size,
 )
 from fdda_deploy.pipeline.report.schema import Report
@@ -50,14 +49,13 @@ def _accuracy_rows(report: Report) -> list[tuple[str, str]]:
         return [("top-1", f"{NOT_MEASURED}: no labelled images (--eval-data)")]
     before, after, drop = accuracy["float"], accuracy["quantized"], accuracy["drop"]
     images = counted(after["n"], "image")
-    # The interval is of the drop, so its signs are those of the drop also where there is a gain.
+    # Always "drop" with its sign, so that the number and its interval speak of the same thing.
     bounds = "no interval"
     if drop["low"] is not None:
-        bounds = f"95 % interval of the drop {interval(drop['low'], drop['high'])}"
-    change = "gain" if drop["mean"] < 0 else "drop"
+        bounds = f"95 % interval {interval(drop['low'], drop['high'])}"
     return [
         ("top-1", f"{percent(before['top1'])} -> {percent(after['top1'])} on {images}"),
-        (change, f"{points(drop['mean'])}, {bounds}"),
+        ("drop", f"{decimal(drop['mean'])} points, {bounds}"),
     ]
 
 

@@ -60,7 +60,7 @@ def _on_accuracy(accuracy: Accuracy | None) -> tuple[str, str, str]:
         f"{change} of {points(mean)}{bounds}."
     )
     if low is None or high is None:
-        return "caution", f"Top-1 changes by {points(mean)}, without an interval", text
+        return "caution", f"Top-1 changes by {points(mean)}", text
     if high < 0:
         return "good", f"Top-1 rises by {points(mean)}", text
     if low > 0:

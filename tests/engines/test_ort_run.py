@@ -259,3 +259,43 @@ def test_damaged_model_leaves_stderr_silent(tmp_path: Path) -> None:
     assert "Rela" in answer.stdout
     assert len(answer.stdout.splitlines()) == 1
     assert answer.stderr == ""
+
+
+def int4_matmul(weight_int: np.ndarray, scale: np.ndarray) -> bytes:
+    """x -> x @ (weight_int * scale), the weight stored as INT4 in blocks of 32 along K."""
+    packed = (weight_int.ravel()[0::2] & 15) | ((weight_int.ravel()[1::2] & 15) << 4)
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w_int", "scale"], ["w"], axis=0, block_size=32),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    size_in, size_out = weight_int.shape
+    graph = helper.make_graph(
+        nodes,
+        "int4",
+        [value("x", TensorProto.FLOAT, ["N", size_in])],
+        [value("y", TensorProto.FLOAT, ["N", size_out])],
+        [
+            helper.make_tensor(
+                "w_int",
+                TensorProto.INT4,
+                weight_int.shape,
+                packed.astype(np.uint8).tobytes(),
+                raw=True,
+            ),
+            helper.make_tensor("scale", TensorProto.FLOAT, scale.shape, scale.tobytes(), raw=True),
+        ],
+    )
+    opset = helper.make_opsetid("", 21)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+
+
+def test_int4_weights_keep_their_exact_values_by_default() -> None:
+    """With every optimization ONNX Runtime swaps in a kernel that rounds the activations too."""
+    rng = np.random.default_rng(3)
+    weight_int = rng.integers(-8, 8, (128, 32), dtype=np.int8)
+    scale = rng.uniform(0.01, 0.1, (4, 32)).astype(np.float32)
+    x = rng.normal(size=(8, 128)).astype(np.float32)
+    wanted = x @ dequantize(weight_int, QParams(scale, -8, 7, axis=0, block_size=32))
+    with OrtRunner(int4_matmul(weight_int, scale)) as runner:
+        np.testing.assert_allclose(runner.infer({"x": x})["y"], wanted, rtol=1e-4, atol=1e-4)

@@ -95,10 +95,11 @@ def test_unknown_operator_is_refused_by_the_name_of_its_node(api: TrtApi) -> Non
 
 def test_operator_without_a_plugin_is_refused_by_the_name_of_its_node(api: TrtApi) -> None:
     model = residual_w8a8()
+    model.graph.node[-1].op_type = "Frobnicate"
     model.graph.node[-1].domain = "example.org"
     model.opset_import.append(helper.make_opsetid("example.org", 1))
     message = refusal_of(model.SerializeToString(), api)
-    assert message.startswith("logits (Gemm): TensorRT-RTX ")
+    assert message.startswith("logits (Frobnicate): TensorRT-RTX ")
     assert "Plugin not found" in message
 
 

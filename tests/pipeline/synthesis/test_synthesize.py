@@ -1,0 +1,406 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fdda_deploy.errors import CalibrationError, ConfigError, ModelError
+from fdda_deploy.pipeline.network import StatisticsNetwork, statistics_network, trace
+from fdda_deploy.pipeline.synthesis.centers import ClassCenters
+from fdda_deploy.pipeline.synthesis.objective import TERMS, Objective
+from fdda_deploy.pipeline.synthesis.recipes import Recipe, recipe_named, reduced
+from fdda_deploy.pipeline.synthesis.statistics import batch_statistics
+from fdda_deploy.pipeline.synthesis.synthesize import (
+    Synthesizer,
+    SyntheticImages,
+    autocast_pays,
+    balanced_labels,
+    synthesize,
+)
+
+CPU = torch.device("cpu")
+SHAPE = (3, 8, 8)
+
+
+def synthesizer(
+    network: StatisticsNetwork,
+    recipe: Recipe,
+    centers: ClassCenters | None,
+    seed: int = 0,
+    *,
+    autocast: bool = False,
+    fused: bool = True,
+) -> Synthesizer:
+    return Synthesizer(
+        network,
+        recipe,
+        image_shape=SHAPE,
+        num_classes=3,
+        centers=centers,
+        device=CPU,
+        seed=seed,
+        autocast=autocast,
+        fused=fused,
+    )
+
+
+def run(
+    network: StatisticsNetwork,
+    recipe: Recipe,
+    centers: ClassCenters | None,
+    checkpoint: Path | None = None,
+    seed: int = 0,
+    progress: object = None,
+) -> SyntheticImages:
+    return synthesize(
+        network,
+        recipe,
+        image_shape=SHAPE,
+        num_classes=3,
+        centers=centers,
+        num_images=10,
+        device=CPU,
+        seed=seed,
+        checkpoint=checkpoint,
+        checkpoint_every_seconds=0.0,
+        progress=progress,  # type: ignore[arg-type]  # a callable or None
+    )
+
+
+def small(name: str, num_steps: int, **overrides: object) -> Recipe:
+    sizes = {"random_batch": 6, **({"class_batch": 5} if name != "gdfq" else {})}
+    return reduced(recipe_named(name, {**sizes, **overrides}), num_steps)
+
+
+def test_step_makes_both_batches_and_reports_every_term(
+    tiny: StatisticsNetwork, centers: ClassCenters
+) -> None:
+    record = synthesizer(tiny, small("fdda", 400), centers).step()
+    assert record.images.shape == (11, *SHAPE)
+    assert not record.images.requires_grad
+    assert tuple(record.losses) == TERMS
+    assert record.labels[6:].tolist() == [record.class_index] * 5
+    assert all(math.isfinite(value) for value in record.losses.values())
+
+
+@pytest.mark.parametrize("class_index", [0, 1], ids=["right class", "wrong class: fallback"])
+@pytest.mark.parametrize("name", ["fdda", "fdda-paper"])
+def test_total_is_the_papers_weighted_sum_of_terms_over_separate_forwards(
+    tiny: StatisticsNetwork, centers: ClassCenters, name: str, class_index: int
+) -> None:
+    """One concatenated forward gives the losses that two forwards and a loop over layers give."""
+    recipe = recipe_named(name)
+    images = torch.randn(11, *SHAPE)
+    labels = [torch.arange(6) % 3, torch.full((5,), class_index)]
+    random = torch.Generator().manual_seed(5)
+    found = Objective(tiny, recipe, centers, CPU).losses(*tiny(images), labels, class_index, random)
+    logits_r, inputs_r = tiny(images[:6])
+    logits_c, inputs_c = tiny(images[6:])
+    stats_r, stats_c = ([batch_statistics(x) for x in xs] for xs in (inputs_r, inputs_c))
+    running = [(layer.running_mean, layer.running_var) for layer in tiny.layers]
+    assert centers.layer_indices == (0, 1, 2, 3)  # all of the tiny network is deep
+
+    def gap(stats: list[tuple[Tensor, Tensor]], targets: list[tuple[Tensor, Tensor]]) -> float:
+        pairs = zip(stats, targets, strict=True)
+        mse = nn.functional.mse_loss
+        return float(sum(mse(s[0], t[0]) + mse(s[1], t[1]) for s, t in pairs)) / len(stats)
+
+    sizes = [layer.num_channels for layer in tiny.layers]
+    noise = torch.randn(2, sum(sizes), generator=torch.Generator().manual_seed(5))
+    noises = list(zip(torch.split(noise[0], sizes), torch.split(noise[1], sizes), strict=True))
+    center = [
+        (m[class_index], v[class_index])
+        for m, v in zip(centers.means, centers.variances, strict=True)
+    ]
+    distorted = noises
+    if class_index == 0 and name == "fdda-paper":
+        distorted = [(m + 0.5 * a, v + b) for (m, v), (a, b) in zip(center, noises, strict=True)]
+    elif class_index == 0:
+        distorted = [
+            (m + 0.5 * r[1].sqrt() * a, v + r[1] * b)
+            for (m, v), (a, b), r in zip(center, noises, running, strict=True)
+        ]
+    if name == "fdda":
+        distorted = [(m, v.clamp(min=0)) for m, v in distorted]
+    total = 0.5 * float(nn.functional.cross_entropy(logits_r, labels[0]))
+    total += 0.5 * float(nn.functional.cross_entropy(logits_c, labels[1]))
+    total += 0.2 * gap(stats_r, running)
+    if class_index == 0:
+        total += 0.9 * gap(stats_c, distorted) + 0.01 * gap(stats_c, center)
+        assert float(found["bns_centralized"]) == pytest.approx(gap(stats_c, center), rel=1e-3)
+    else:
+        total += 1.8 * gap(stats_c, distorted)
+        assert float(found["bns_centralized"]) == 0.0
+    assert float(found["bns_distorted"]) == pytest.approx(gap(stats_c, distorted), rel=1e-3)
+    assert float(found["total"]) == pytest.approx(total, rel=1e-3)
+
+
+def test_only_deep_layers_feel_the_class_batch() -> None:
+    module = nn.Sequential(
+        *[nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)) for _ in range(8)]
+    )
+    network = statistics_network(
+        trace(nn.Sequential(module, nn.AdaptiveAvgPool2d(1), nn.Flatten()), SHAPE)
+    )
+    deep = (2, 3, 4, 5, 6, 7)
+    rows = tuple(torch.zeros(3, 3) for _ in deep)
+    centers = ClassCenters(
+        deep, rows, rows, torch.ones(3, dtype=torch.int64), torch.ones(3, dtype=torch.bool)
+    )
+    bn_inputs = [torch.randn(4, 3, 8, 8, requires_grad=True) for _ in range(8)]
+    labels = [torch.zeros(2, dtype=torch.int64)] * 2
+    values = Objective(network, recipe_named("fdda"), centers, CPU).losses(
+        torch.randn(4, 3), bn_inputs, labels, 0, torch.Generator()
+    )
+    values["total"].backward()
+    touched = [bool((x.grad[2:] != 0).any()) for x in bn_inputs if x.grad is not None]
+    assert touched == [index in deep for index in range(8)]
+
+
+def test_classes_are_gated_from_the_gate_epoch_on(
+    tiny: StatisticsNetwork, centers: ClassCenters
+) -> None:
+    without_two = dataclasses.replace(centers, counts=torch.tensor([1, 1, 0]))
+    recipe = small("fdda", 120)
+    recipe = dataclasses.replace(recipe, gate_epoch=30)
+    maker = synthesizer(tiny, recipe, without_two)
+    drawn = [maker.step() for _ in range(60)]
+    before, after = ({r.class_index for r in part} for part in (drawn[:30], drawn[30:]))
+    assert before == {0, 1}, "all classes that have an image"
+    assert after == {0}, "only those that the network gets right"
+    fallback = [float(r.losses["bns_centralized"]) == 0 for r in drawn if r.class_index == 1]
+    assert fallback
+    assert all(fallback)
+
+
+def test_no_correct_class_leaves_the_random_batch_alone(
+    tiny: StatisticsNetwork, centers: ClassCenters
+) -> None:
+    none_right = dataclasses.replace(centers, correct=torch.zeros(3, dtype=torch.bool))
+    recipe = dataclasses.replace(small("fdda", 20), gate_epoch=0)
+    record = synthesizer(tiny, recipe, none_right).step()
+    assert record.class_index is None
+    assert len(record.images) == recipe.random_batch
+    assert any("no class's calibration images" in w for w in run(tiny, recipe, none_right).warnings)
+
+
+def test_learning_rate_follows_the_schedule(tiny: StatisticsNetwork) -> None:
+    maker = synthesizer(tiny, small("gdfq", 8), None)
+    rates = []
+    for _ in range(8):
+        maker.step()
+        rates.append(maker.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-3] * 2 + [1e-4] * 2 + [1e-5] * 2 + [1e-6] * 2)
+
+
+@pytest.mark.parametrize("name", ["fdda", "fdda-paper", "gdfq"])
+def test_same_seed_makes_identical_images(
+    tiny: StatisticsNetwork, centers: ClassCenters, name: str
+) -> None:
+    first = run(tiny, small(name, 6), centers)
+    torch.rand(17)  # the process's own random state must not matter
+    again, other = run(tiny, small(name, 6), centers), run(tiny, small(name, 6), centers, seed=1)
+    assert torch.equal(first.images, again.images)
+    assert first.history == again.history
+    assert not torch.equal(first.images, other.images)
+
+
+def test_building_a_synthesizer_leaves_the_global_random_state_alone(
+    tiny: StatisticsNetwork,
+) -> None:
+    before = torch.get_rng_state()
+    synthesizer(tiny, small("gdfq", 2), None).step()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class _KilledError(Exception):
+    pass
+
+
+def test_killed_run_continues_to_the_same_images(
+    tiny: StatisticsNetwork, centers: ClassCenters, tmp_path: Path
+) -> None:
+    recipe, checkpoint = small("fdda", 24), tmp_path / "sub" / "generator.pt"
+    whole = run(tiny, recipe, centers)
+    seen: list[int] = []
+
+    def kill_at_13(done: int, _total: int, _text: str) -> None:
+        seen.append(done)
+        if done == 13:
+            raise _KilledError
+
+    with pytest.raises(_KilledError):
+        run(tiny, recipe, centers, checkpoint, progress=kill_at_13)
+    resumed = run(tiny, recipe, centers, checkpoint, progress=lambda d, _t, _s: seen.append(d))
+    assert seen[:13] == list(range(1, 14))
+    assert 1 < seen[13] <= 14, "it did not start over"
+    assert torch.equal(whole.images, resumed.images)
+    assert whole.history == resumed.history
+    assert [entry.name for entry in checkpoint.parent.iterdir()] == [checkpoint.name]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "noise", "another seed", "another shape of file"])
+def test_checkpoint_that_does_not_fit_is_ignored(
+    tiny: StatisticsNetwork, tmp_path: Path, damage: str
+) -> None:
+    recipe, checkpoint = small("gdfq", 4), tmp_path / "generator.pt"
+    fresh = run(tiny, recipe, None)
+    run(tiny, recipe, None, checkpoint, seed=1 if damage == "another seed" else 0)
+    content = checkpoint.read_bytes()
+    if damage == "cut short":
+        checkpoint.write_bytes(content[: len(content) // 2])
+    elif damage == "noise":
+        checkpoint.write_bytes(b"\x80\x02nonsense")
+    elif damage == "another shape of file":
+        torch.save({"identity": 3}, checkpoint)
+    steps: list[int] = []
+    again = run(tiny, recipe, None, checkpoint, progress=lambda d, _t, _s: steps.append(d))
+    assert steps[0] == 1
+    assert torch.equal(fresh.images, again.images)
+
+
+def test_finished_checkpoint_is_not_trained_again(tiny: StatisticsNetwork, tmp_path: Path) -> None:
+    recipe, checkpoint = small("gdfq", 5), tmp_path / "generator.pt"
+    first = run(tiny, recipe, None, checkpoint)
+    texts: list[str] = []
+    again = run(tiny, recipe, None, checkpoint, progress=lambda _d, _t, s: texts.append(s))
+    assert texts == ["drawing images"]
+    assert torch.equal(first.images, again.images)
+
+
+def test_state_of_another_generator_is_refused(tiny: StatisticsNetwork) -> None:
+    state = synthesizer(tiny, small("gdfq", 5, latent_dim=7), None).state()
+    with pytest.raises(CalibrationError, match=r"checkpoint does not fit.*Delete it"):
+        synthesizer(tiny, small("gdfq", 5), None).restore(state)
+
+
+def test_training_lowers_the_statistics_loss_by_half(
+    tiny: StatisticsNetwork, centers: ClassCenters
+) -> None:
+    recipe = recipe_named(
+        "fdda", {"random_batch": 8, "class_batch": 8, "num_epochs": 60, "steps_per_epoch": 1}
+    )
+    maker = synthesizer(tiny, recipe, centers)
+    losses = [float(maker.step().losses["bns_alignment"]) for _ in range(60)]
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+def test_trained_images_are_what_the_network_calls_them(tiny: StatisticsNetwork) -> None:
+    untrained = run(tiny, small("gdfq", 1), None)
+    trained = run(tiny, dataclasses.replace(small("gdfq", 150), lr_milestones=()), None)
+    assert trained.teacher_top1 >= 90
+    assert sum(trained.bns_distance) < sum(untrained.bns_distance)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+@pytest.mark.parametrize("autocast", [True, False], ids=["bfloat16", "float32"])
+def test_shortcuts_agree_with_the_plain_float32_step(
+    tiny: StatisticsNetwork, centers: ClassCenters, *, autocast: bool, fused: bool
+) -> None:
+    """2 % in bfloat16 (8 bits of mantissa through some ten layers), 0.01 % for the fused form."""
+    recipe = small("fdda", 400)
+    plain = synthesizer(tiny, recipe, centers, fused=False).step().losses
+    fast = synthesizer(tiny, recipe, centers, autocast=autocast, fused=fused).step().losses
+    for key in TERMS:
+        assert float(fast[key]) == pytest.approx(float(plain[key]), rel=2e-2 if autocast else 1e-4)
+
+
+def test_autocast_is_chosen_by_the_device() -> None:
+    assert autocast_pays(torch.device("cuda"))
+    assert not autocast_pays(torch.device("meta"))
+
+
+def test_result_says_what_it_is(tiny: StatisticsNetwork, centers: ClassCenters) -> None:
+    result = run(tiny, small("fdda", 6), centers)
+    assert result.images.shape == (10, *SHAPE)
+    assert (result.images.dtype, result.labels.dtype) == (torch.float32, torch.int64)
+    assert (result.steps, result.diverged, result.warnings) == (6, False, ())
+    assert result.history["step"] == [0, 1, 2, 3, 4, 5]
+    assert {len(curve) for curve in result.history.values()} == {6}
+    assert len(result.bns_distance) == len(tiny.layers)
+    _, bn_inputs = tiny(result.images)
+    mean, variance = batch_statistics(bn_inputs[1])
+    layer = tiny.layers[1]
+    gap = (mean - layer.running_mean).square().mean() + (
+        variance - layer.running_var
+    ).square().mean()
+    assert result.bns_distance[1] == pytest.approx(float(gap), rel=1e-3)
+
+
+def test_long_history_is_thinned(tiny: StatisticsNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fdda_deploy.pipeline.synthesis.synthesize.HISTORY_POINTS", 5)
+    result = run(tiny, small("gdfq", 20), None)
+    assert result.history["step"] == [0, 4, 8, 12, 16]
+
+
+@pytest.mark.parametrize(
+    ("num_images", "labels"),
+    [(7, [0, 1, 2, 3, 0, 1, 2]), (2, [0, 2]), (8, [0, 1, 2, 3] * 2), (0, [])],
+)
+def test_labels_are_spread_evenly(num_images: int, labels: list[int]) -> None:
+    assert balanced_labels(num_images, 4).tolist() == labels
+
+
+def test_image_of_a_sample_does_not_depend_on_its_neighbours(tiny: StatisticsNetwork) -> None:
+    makers = [synthesizer(tiny, small("gdfq", 5), None) for _ in range(2)]
+    for maker in makers:
+        maker.step()
+    one = makers[0].sample(torch.tensor([2, 0, 1]))
+    other = makers[1].sample(torch.tensor([2, 1, 1]))
+    torch.testing.assert_close(one[[0, 2]], other[[0, 2]])
+    assert not torch.allclose(one[1], other[1])
+
+
+def test_divergence_stops_at_the_last_good_state(
+    tiny: StatisticsNetwork, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    good = run(tiny, small("gdfq", 400), None).images  # only its shape is compared
+    real_step = Synthesizer.step
+
+    def poisoned(self: Synthesizer) -> object:
+        record = real_step(self)
+        if self.num_done == 30:
+            with torch.no_grad():
+                self.generator.linear.weight.fill_(float("nan"))
+        return record
+
+    monkeypatch.setattr(Synthesizer, "step", poisoned)
+    result = run(tiny, small("gdfq", 400), None, tmp_path / "generator.pt")
+    assert result.diverged
+    assert result.steps == 20, "losses are read every 20 steps of 400"
+    assert "diverged before step 40" in result.warnings[0]
+    assert result.images.shape == good.shape
+    assert bool(result.images.isfinite().all())
+    assert all(math.isfinite(v) for curve in result.history.values() for v in curve)
+
+
+def test_missing_classes_are_named_in_a_warning(
+    tiny: StatisticsNetwork, centers: ClassCenters
+) -> None:
+    partly = dataclasses.replace(centers, counts=torch.tensor([1, 0, 1]))
+    (warning,) = run(tiny, small("fdda", 2), partly).warnings
+    assert "1 of 3 classes have no calibration image (1)" in warning
+
+
+def test_untrained_network_is_a_warning() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    network = statistics_network(trace(module, SHAPE))
+    (warning,) = run(network, small("gdfq", 2), None).warnings
+    assert "the network was never trained" in warning
+
+
+def test_fdda_without_centers_names_both_ways_out(tiny: StatisticsNetwork) -> None:
+    with pytest.raises(ConfigError, match="--calib-data DIR, or --recipe gdfq"):
+        synthesizer(tiny, small("fdda", 2), None)
+
+
+def test_network_without_batch_norm_cannot_be_synthesized_from() -> None:
+    network = statistics_network(trace(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), SHAPE))
+    with pytest.raises(ModelError, match="has no BatchNorm layer"):
+        run(network, small("gdfq", 2), None)
