@@ -120,11 +120,10 @@ def hints_from_module(module: nn.Module) -> Hints:
     Only plain numbers count: a network with mean and std as tensors normalises its input itself.
     """
     size = getattr(module, "input_size", None)
-    sized = isinstance(size, int) or _all_of(size, int)
     names = getattr(module, "class_names", None)
     mean, std = (getattr(module, attribute, None) for attribute in ("mean", "std"))
     return Hints(
-        input_size=size if sized else None,
+        input_size=size if isinstance(size, int) or _all_of(size, int) else None,
         mean=mean if _all_of(mean, int | float) else None,
         std=std if _all_of(std, int | float) else None,
         class_names=names if _all_of(names, str) else None,

@@ -1,7 +1,8 @@
 """Trains the embedded network: ``python -m fdda_deploy.pipeline.digits.train --out FILE``.
 
-Every constant below was fixed on a hold-out of the training images; the test images are read once,
-after training, for the figure in the checkpoint's header.
+The constants are a first guess, checked once on 300 held-out training images (at 80 epochs; 60 are
+kept for speed). The test images are read once, after training, for the header's figure. Another
+thread count rounds differently and gives another network: 99.66 % shipped, 99.33 % on one thread.
 """
 
 from __future__ import annotations

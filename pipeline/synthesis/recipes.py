@@ -41,8 +41,9 @@ class Recipe:
         fallback_factor: What L_D's weight is multiplied by for a class that the network gets wrong,
             drawn before ``gate_epoch``: its targets are N(0, 1) over all layers; 2.
         noise: *Mended.* What the distorted targets' noise is measured in. ``absolute``, published:
-            plain units, so that layers of small variance see noise alone. ``relative``, ours: the
-            channel's own running standard deviation and variance.
+            plain units, whatever a layer's scale. ``relative``, ours: the channel's own running
+            standard deviation and variance. (Half of mobilenet_v2's deep channels have a variance
+            under 0.03: absolute noise, clamped, asks them for 15 times that on average.)
         sigma_mean: Noise on mean targets; 0.5.
         sigma_variance: Noise on variance targets; 1.0.
         clamp_variance: *Mended.* Raise negative variance targets to 0; published: left negative.
@@ -175,6 +176,13 @@ _GDFQ = dataclasses.replace(
     student_alpha=1.0,
 )
 
+SHORT_RUN_LR = 1e-2
+"""Peak learning rate for runs of some hundred steps, where the published 1e-3 gets nowhere.
+
+Measured on cifar_resnet20 with ``fdda`` and 240 steps: the network recognises 12 % of the images at
+1e-3, 45 % at 5e-3, 50 % at 1e-2, 58 % at 2e-2, at equal statistics loss.
+"""
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {recipe.name: recipe for recipe in (_FDDA, _FDDA_PAPER, _GDFQ)}
 )
@@ -209,11 +217,16 @@ def recipe_named(name: str, overrides: Mapping[str, object] = MappingProxyType({
     return recipe
 
 
-def reduced(recipe: Recipe, num_steps: int) -> Recipe:
+def reduced(recipe: Recipe, num_steps: int, *, lr: float | None = None) -> Recipe:
     """Returns the recipe scaled to ``num_steps`` generator steps in total, proportions kept.
 
     Epochs become one step long, and every epoch field moves to the same share of the run: FDDA's
     gate at epoch 5 of 400 becomes step 15 of 1,200. The student's cosine period scales alike.
+
+    Args:
+        recipe: With its full schedule.
+        num_steps: Generator steps to take.
+        lr: Another peak learning rate; see `SHORT_RUN_LR`. None keeps the recipe's.
 
     Raises:
         ConfigError: ``num_steps`` is under 1.
@@ -227,6 +240,7 @@ def reduced(recipe: Recipe, num_steps: int) -> Recipe:
 
     return dataclasses.replace(
         recipe,
+        lr=recipe.lr if lr is None else lr,
         num_epochs=num_steps,
         steps_per_epoch=1,
         warmup_epochs=scaled(recipe.warmup_epochs),
@@ -254,6 +268,8 @@ def describe_schedule(recipe: Recipe, published: Recipe) -> str:
     theirs = (published.random_batch, published.class_batch)
     if ours != theirs:
         text += f", {ours[0]} + {ours[1]} images a step instead of {theirs[0]} + {theirs[1]}"
+    if recipe.lr != published.lr:
+        text += f", learning rate {recipe.lr:g} instead of {published.lr:g}"
     return text
 
 
@@ -281,6 +297,4 @@ def _typed(recipe: str, key: str, value: object, hint: object) -> object:
 
 def _instead(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if near:
-        return f"Did you mean {' or '.join(near)}?"
-    return f"Want one of {', '.join(known)}."
+    return f"Did you mean {' or '.join(near)}?" if near else f"Want one of {', '.join(known)}."

@@ -19,8 +19,8 @@ class QParams:
     """How one tensor maps to integers: ``x_int = clip(round(x / scale) + zero_point, qmin, qmax)``.
 
     ``zero_point`` is 0 for everything that TensorRT executes. Below 8 bits an asymmetric range
-    costs nothing all the same: the n-bit grid is carried in INT8, so ``[qmin, qmax]`` may be any run
-    of ``2**n`` integers inside [-128, 127], for instance [0, 15] behind a ReLU.
+    costs nothing all the same: the n-bit grid is carried in INT8, so ``[qmin, qmax]`` may be any
+    run of ``2**n`` integers inside [-128, 127], for instance [0, 15] behind a ReLU.
 
     Attributes:
         scale: Real units per integer step, float32: ``()`` per tensor, ``(C,)`` per channel, or for

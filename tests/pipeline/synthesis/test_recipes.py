@@ -157,8 +157,12 @@ def test_learning_rate_falls_at_its_milestones() -> None:
             reduced(recipe_named("fdda", {"random_batch": 8, "class_batch": 8}), 60),
             "reduced schedule: 60 of 80,000 generator steps, 8 \\+ 8 images a step instead of 16",
         ),
+        (
+            reduced(RECIPES["fdda"], 60, lr=0.01),
+            "reduced schedule: 60 of 80,000 .* steps, learning rate 0.01 instead of 0.001$",
+        ),
     ],
-    ids=["reduced", "full", "extended", "smaller batches"],
+    ids=["reduced", "full", "extended", "smaller batches", "higher rate"],
 )
 def test_schedule_is_named_for_the_report(recipe: Recipe, text: str) -> None:
     assert re.match(text, describe_schedule(recipe, RECIPES["fdda"]))
