@@ -65,7 +65,7 @@ def correct_biases(
     means: dict[str, Tensor] = {}
 
     def remember(node: fx.Node, output: Tensor) -> Tensor:
-        means[node.name] = _channel_mean(output)
+        means[node.name] = _channel_means(output)
         return output
 
     corrected = 0
@@ -76,7 +76,7 @@ def correct_biases(
         name = biases.get(node.name)
         if name is None:
             return output
-        delta = means[node.name] - _channel_mean(output)
+        delta = _certain_shift(means[node.name] - _channel_means(output))
         network.graph_module.get_parameter(name).add_(delta)
         corrected += 1
         shape = [1, -1] + [1] * (output.ndim - 2) if output.ndim != 3 else [1, 1, -1]
@@ -155,10 +155,24 @@ def _weight_sqnr(network: QuantNetwork) -> dict[str, float]:
     return ratios
 
 
-def _channel_mean(output: Tensor) -> Tensor:
-    """Mean over everything but the channels: axis 1, or the last axis of (N, tokens, C)."""
+def _channel_means(output: Tensor) -> Tensor:
+    """Returns each image's channel means ``(N, C)``; channels are axis 1, or last of three."""
     channel = 2 if output.ndim == 3 else 1
-    return output.mean(dim=[d for d in range(output.ndim) if d != channel])
+    rest = [d for d in range(1, output.ndim) if d != channel]
+    return output.mean(dim=rest) if rest else output
+
+
+def _certain_shift(shifts: Tensor) -> Tensor:
+    """Returns the mean shift ``(C,)`` of ``(N, C)``, shrunk by how uncertain it is.
+
+    The mean of N noisy shifts has a variance of its own; what it explains of the square is taken
+    off (the positive-part James-Stein factor), so that few images do not add noise to a bias.
+    """
+    mean = shifts.mean(dim=0)
+    if len(shifts) < 2:
+        return torch.zeros_like(mean)
+    variance = shifts.var(dim=0) / len(shifts)
+    return mean * (1 - variance / mean.square().clamp_min(1e-30)).clamp_min(0)
 
 
 def _decibel(signal: float, noise: float) -> float:

@@ -24,14 +24,16 @@ from fdda_deploy.pipeline.network import StatisticsNetwork, statistics_network, 
 from fdda_deploy.pipeline.preprocessing import Preprocessing
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.quantization.fold import fold_batch_norm
-from fdda_deploy.pipeline.synthesis.recipes import Recipe, recipe_named, reduced
+from fdda_deploy.pipeline.synthesis.recipes import SHORT_RUN, Recipe, recipe_named, reduced
 from fdda_deploy.pipeline.workspace import Json, StageResult
 
 Record = Mapping[str, Json]
 DIGITS = "digits"
 SMALL_IMAGE_PX = 64
-REDUCED_STEPS = {"small": 1200, "large": 60}
+REDUCED_STEPS = {"small": 500, "large": 100}
 """Generator steps of the reduced schedule, up to 64 px and above: minutes on two CPU cores."""
+LARGE_BATCH: Mapping[str, object] = {"random_batch": 8, "class_batch": 8}
+"""Above 64 px the reduced schedule also halves both batches, for time and for memory."""
 
 
 @dataclass(frozen=True)
@@ -182,10 +184,21 @@ class RunContext:
         if published is None:
             return None
         steps = self.config.synthesis.num_steps
-        if steps is None and self._reduced_schedule:
-            small = max(self.preprocessing.shape[1:]) <= SMALL_IMAGE_PX
-            steps = REDUCED_STEPS["small" if small else "large"]
-        return published if steps is None else reduced(published, steps)
+        if steps is None and not self._reduced_schedule:
+            return published
+        steps = steps or REDUCED_STEPS["small" if self.small_images else "large"]
+        if steps >= published.num_steps or published.name == "fdda-paper":
+            return reduced(published, steps)  # the paper's values, only less or more of them
+        overrides = {**SHORT_RUN, **({} if self.small_images else LARGE_BATCH)}
+        if not published.uses_centers:
+            overrides["class_batch"] = 0
+        overrides |= self.config.synthesis.overrides
+        return reduced(recipe_named(published.name, overrides), steps)
+
+    @property
+    def small_images(self) -> bool:
+        """Images of 64 px or less: schedules and sets can be longer."""
+        return max(self.preprocessing.shape[1:]) <= SMALL_IMAGE_PX
 
     @functools.cached_property
     def published_recipe(self) -> Recipe | None:

@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fdda_deploy.exporters.placement import TABLE, place
+from fdda_deploy.pipeline.evaluate import torch_predictor
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.quantization.calibrate import calibrate
 from fdda_deploy.pipeline.quantization.convert import GraphMap, QuantNetwork, convert
@@ -16,23 +18,24 @@ from fdda_deploy.pipeline.quantization.finetune import (
     Draw,
     FinetuneResult,
     FinetuneSettings,
+    divergence,
     finetune,
     frozen_copy,
 )
 from fdda_deploy.pipeline.quantization.layers import LayerError, correct_biases, layer_errors
-from fdda_deploy.pipeline.stages.context import SMALL_IMAGE_PX, Record, RunContext, Stage
+from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
 from fdda_deploy.pipeline.stages.grids import RECORD, save_grids
 from fdda_deploy.pipeline.stages.images import Pool
 from fdda_deploy.pipeline.stages.interleaved import interleaved_draw, untrained_images
 from fdda_deploy.pipeline.stages.synthesizing import synthetic_images
-from fdda_deploy.pipeline.synthesis.recipes import Recipe, recipe_named
+from fdda_deploy.pipeline.synthesis.recipes import recipe_named
 from fdda_deploy.pipeline.workspace import Json
 from fdda_deploy.quant.points import Placement
 
 REDUCED_FINETUNE_STEPS = {"small": 300, "large": 40}
 """Student steps where the generator's schedule is reduced, up to 64 px and above."""
 LAYER_IMAGES = 16
-BIAS_IMAGES = 64
+BIAS_IMAGES = 128
 
 
 def _inputs(context: RunContext) -> dict[str, Json]:
@@ -73,10 +76,11 @@ def finetune_settings(context: RunContext) -> FinetuneSettings:
     recipe = context.recipe or recipe_named("fdda")
     published = context.published_recipe or recipe_named("fdda")
     full_steps = (published.num_epochs - published.warmup_epochs) * published.steps_per_epoch
-    small = max(context.preprocessing.shape[1:]) <= SMALL_IMAGE_PX
-    reduced = recipe.num_steps < published.num_steps or context.recipe is None
-    steps = REDUCED_FINETUNE_STEPS["small" if small else "large"] if reduced else full_steps
+    steps = full_steps
+    if recipe.num_steps < published.num_steps or context.recipe is None:
+        steps = REDUCED_FINETUNE_STEPS["small" if context.small_images else "large"]
     steps = context.config.quantize.finetune_steps or steps
+    period = published.student_cosine_period_steps * steps / max(1, full_steps)
     return FinetuneSettings(
         num_steps=max(1, steps),
         batch_size=recipe.student_batch,
@@ -85,18 +89,14 @@ def finetune_settings(context: RunContext) -> FinetuneSettings:
         weight_decay=recipe.student_weight_decay,
         alpha=recipe.student_alpha,
         temperature=recipe.student_temperature,
-        cosine_period_steps=_period(recipe, steps, full_steps),
+        cosine_period_steps=max(1, round(period)),
     )
-
-
-def _period(recipe: Recipe, steps: int, full_steps: int) -> int:
-    """Returns the cosine period, in the same proportion to the schedule as published."""
-    return max(1, round(recipe.student_cosine_period_steps * steps / max(1, full_steps)))
 
 
 def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
     settings = context.config.quantize
-    pool = Pool(context.calibration, synthetic_images(context), context.config.run.seed)
+    synthetic = _labelled_by_teacher(context, synthetic_images(context))
+    pool = Pool(context.calibration, synthetic, context.config.run.seed)
     placement = placement_of(context)
     network = converted(context, placement)
     counts = pool.calibration_counts(settings.calibrate_on)
@@ -114,9 +114,7 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
         progress=progress,
     )
     progress(0, 0, "correcting biases")
-    corrected = correct_biases(
-        network, context.float_graph.module, pool.sample(BIAS_IMAGES), context.device
-    )
+    correction = _correct_biases(context, network, pool)
     result = _finetune(context, network, pool, progress) if settings.finetune else None
     progress(0, 0, "measuring layers")
     errors = layer_errors(
@@ -132,10 +130,43 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
     )
     return {
         "calibrated_on": {"real": counts[0], "synthetic": counts[1]},
-        "biases_corrected": corrected,
+        "bias_correction": correction,
         "finetune": None if result is None else _finetune_record(result),
         "layers": _layers(placement, context, errors),
     }
+
+
+def _correct_biases(context: RunContext, network: QuantNetwork, pool: Pool) -> dict[str, Json]:
+    """Corrects the biases, and takes it back if held-out images disagree.
+
+    Where a few outliers are clipped, their mean shift is no good correction for all the others.
+    """
+    teacher, device, held_out = context.float_graph.module, context.device, pool.held_out()
+    start = {name: value.detach().clone() for name, value in network.named_parameters()}
+    before = divergence(network, teacher, held_out, device)
+    corrected = correct_biases(network, teacher, pool.sample(BIAS_IMAGES), device)
+    after = divergence(network, teacher, held_out, device)
+    kept = after < before
+    if not kept:
+        with torch.no_grad():
+            for name, value in network.named_parameters():
+                value.copy_(start[name])
+    return {"biases": corrected, "kept": kept, "before": before, "after": after}
+
+
+def _labelled_by_teacher(
+    context: RunContext, images: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor] | None:
+    """Returns the synthetic images with label -1 where the float network sees another class.
+
+    A short schedule teaches the generator few classes; its wrong labels would teach the student.
+    """
+    if images is None:
+        return None
+    predict = torch_predictor(context.float_graph.module, context.device)
+    batches = torch.split(images[0], context.config.run.batch_size)
+    seen = torch.cat([torch.from_numpy(predict(batch.numpy()).argmax(axis=1)) for batch in batches])
+    return images[0], torch.where(seen == images[1], images[1], -1)
 
 
 def _finetune(

@@ -17,7 +17,7 @@ from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.report.contact_sheet import contact_sheet_png
 from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
 from fdda_deploy.pipeline.synthesis.centers import ClassCenters, load_class_centers
-from fdda_deploy.pipeline.synthesis.recipes import Recipe, describe_schedule, reduced
+from fdda_deploy.pipeline.synthesis.recipes import Recipe, describe_schedule
 from fdda_deploy.pipeline.synthesis.synthesize import SyntheticImages, synthesize
 from fdda_deploy.pipeline.workspace import Json, atomic_write
 
@@ -42,8 +42,7 @@ def num_images(context: RunContext) -> int:
     """Returns how many synthetic images the build keeps."""
     if context.config.synthesis.num_images is not None:
         return context.config.synthesis.num_images
-    small = max(context.preprocessing.shape[1:]) <= 64
-    return NUM_IMAGES["small" if small else "large"]
+    return NUM_IMAGES["small" if context.small_images else "large"]
 
 
 def centers_of(context: RunContext) -> ClassCenters | None:
@@ -131,4 +130,3 @@ SYNTHESIZE = Stage(
     _run,
     {"images.npz": "synthetic/images.npz", "contact_sheet.png": "synthetic/contact_sheet.png"},
 )
-__all__ = ["SYNTHESIZE", "centers_of", "generator_recipe", "reduced", "synthetic_images"]

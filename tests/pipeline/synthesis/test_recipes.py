@@ -8,6 +8,7 @@ import pytest
 from fdda_deploy.errors import ConfigError
 from fdda_deploy.pipeline.synthesis.recipes import (
     RECIPES,
+    SHORT_RUN,
     Recipe,
     describe_schedule,
     recipe_named,
@@ -158,7 +159,7 @@ def test_learning_rate_falls_at_its_milestones() -> None:
             "reduced schedule: 60 of 80,000 generator steps, 8 \\+ 8 images a step instead of 16",
         ),
         (
-            reduced(RECIPES["fdda"], 60, lr=0.01),
+            reduced(recipe_named("fdda", SHORT_RUN), 60),
             "reduced schedule: 60 of 80,000 .* steps, learning rate 0.01 instead of 0.001$",
         ),
     ],

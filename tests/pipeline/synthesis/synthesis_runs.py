@@ -1,0 +1,65 @@
+"""Short runs on the tiny network, for the tests of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fdda_deploy.pipeline.network import StatisticsNetwork
+from fdda_deploy.pipeline.synthesis.centers import ClassCenters
+from fdda_deploy.pipeline.synthesis.recipes import Recipe, recipe_named, reduced
+from fdda_deploy.pipeline.synthesis.synthesize import Synthesizer, SyntheticImages, synthesize
+
+CPU = torch.device("cpu")
+SHAPE = (3, 8, 8)
+
+
+def synthesizer(
+    network: StatisticsNetwork,
+    recipe: Recipe,
+    centers: ClassCenters | None,
+    seed: int = 0,
+    *,
+    autocast: bool = False,
+    fused: bool = True,
+) -> Synthesizer:
+    return Synthesizer(
+        network,
+        recipe,
+        image_shape=SHAPE,
+        num_classes=3,
+        centers=centers,
+        device=CPU,
+        seed=seed,
+        autocast=autocast,
+        fused=fused,
+    )
+
+
+def run(
+    network: StatisticsNetwork,
+    recipe: Recipe,
+    centers: ClassCenters | None,
+    checkpoint: Path | None = None,
+    seed: int = 0,
+    progress: object = None,
+) -> SyntheticImages:
+    return synthesize(
+        network,
+        recipe,
+        image_shape=SHAPE,
+        num_classes=3,
+        centers=centers,
+        num_images=10,
+        device=CPU,
+        seed=seed,
+        checkpoint=checkpoint,
+        checkpoint_every_seconds=0.0,
+        progress=progress,  # type: ignore[arg-type]  # a callable or None
+    )
+
+
+def small(name: str, num_steps: int, **overrides: object) -> Recipe:
+    sizes = {"random_batch": 6, **({"class_batch": 5} if name != "gdfq" else {})}
+    return reduced(recipe_named(name, {**sizes, **overrides}), num_steps)
