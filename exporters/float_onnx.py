@@ -10,6 +10,7 @@ import ast
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch import fx
 
 from fdda_deploy.errors import ExportError
 from fdda_deploy.exporters import names
+from fdda_deploy.exporters.tidy import drop_made_up_biases, freeze_computed, tidy
 
 OPSET = 21
 IR_VERSION = 10
@@ -29,6 +31,9 @@ PROTO_LIMIT_BYTES = 2**31 - 1
 TRACE_BATCH = 2
 _FX_NODE = "pkg.torch.onnx.fx_node"
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_UNKNOWN_OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
+_UNTRANSLATED_NODE = re.compile(r"translating node %(\w+) [^\n]*?\(args = \(\[?%(\w+)")
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
@@ -62,6 +67,7 @@ def export_float(folded: fx.GraphModule, image_shape: tuple[int, int, int]) -> F
     device = parameter.device if parameter is not None else torch.device("cpu")
     example = torch.zeros(TRACE_BATCH, *image_shape, device=device)
     batch = torch.export.Dim("batch", min=1)
+    program: torch.export.ExportedProgram | None = None
     with _quiet():
         try:
             program = torch.export.export(
@@ -73,13 +79,14 @@ def export_float(folded: fx.GraphModule, image_shape: tuple[int, int, int]) -> F
                 input_names=[names.INPUT],
                 output_names=[names.OUTPUT],
                 opset_version=OPSET,
-                optimize=True,
+                optimize=False,
                 verbose=False,
                 dynamo=True,
             )
         except Exception as error:  # the exporter raises types of its own and of torch
-            raise ExportError(_explain(error)) from error
+            raise ExportError(_explain(error, program)) from error
         assert exported is not None
+        tidy(exported.model)
         proto = exported.model_proto
         assert exported.exported_program is not None
         module = exported.exported_program.module(check_guards=False)
@@ -135,7 +142,9 @@ def _named(proto: onnx.ModelProto, module: fx.GraphModule) -> FloatGraph:
         value.name = renamed.get(value.name, value.name)
     _fold_transposes(graph)
     _strip(proto)
+    drop_made_up_biases(graph, module)
     parameters = _parameters(graph, module, fx_from_node)
+    parameters = freeze_computed(graph, module, fx_from_node, parameters)
     return FloatGraph(proto, module, fx_from_tensor, fx_from_node, parameters)
 
 
@@ -216,21 +225,45 @@ def _parameters(
     return found
 
 
-def _explain(error: Exception) -> str:
-    """One line: the operator that has no translation, or torch's own first line."""
+def _explain(error: Exception, program: torch.export.ExportedProgram | None) -> str:
+    """One line: the operator that has no translation and its module, or torch's own first line."""
     chain: BaseException | None = error
-    text = str(error)
+    texts: list[str] = []
     while chain is not None:
-        text = str(chain) or text
-        if "No decompositions registered" in text or "No ONNX function found" in text:
-            break
+        texts.append(_ANSI.sub("", str(chain)))
         chain = chain.__cause__ or chain.__context__
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    first = lines[0] if lines else type(error).__name__
+    everything = "\n".join(texts)
+    operator = _UNKNOWN_OPERATOR.search(everything)
+    if operator is not None:
+        where = "" if program is None else _module_of(program, everything)
+        reason = f"{where}operator {operator[1]} has no ONNX translation"
+    else:
+        lines = [line.strip() for line in everything.splitlines() if line.strip()]
+        reason = (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
     return (
-        f"the network cannot be exported to ONNX: {first[:300]}. Replace the operator by one that "
-        "ONNX opset 21 has, or cut the network before it."
+        f"the network cannot be exported to ONNX: {reason}. Replace the operator by one that "
+        f"ONNX opset {OPSET} has, or cut the network before it."
     )
+
+
+def _module_of(program: torch.export.ExportedProgram, text: str) -> str:
+    """Returns ``"<module path>: "`` of the node that ``text`` complains about, empty if unknown.
+
+    The exporter decomposes operators first, with a table of its own, so a node that has another
+    name there is looked up as a reader of the same tensor.
+    """
+    match = _UNTRANSLATED_NODE.search(text)
+    if match is None:
+        return ""
+    nodes = [*program.graph.nodes, *program.run_decompositions().graph.nodes]
+    found = [node for node in nodes if node.name == match[1]]
+    found += [user for node in nodes if node.name == match[2] for user in node.users]
+    for node in found:
+        stack: dict[str, tuple[str, object]] = node.meta.get("nn_module_stack") or {}
+        paths = [path for path, _ in stack.values()]
+        if paths and paths[-1]:
+            return f"{paths[-1]}: "
+    return ""
 
 
 @contextlib.contextmanager

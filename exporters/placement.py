@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import onnx
 
 from fdda_deploy.errors import ConfigError, ExportError
-from fdda_deploy.quant.points import ActivationPoint, Placement, WeightPoint
+from fdda_deploy.exporters.float_view import FloatView, WeightedNode
+from fdda_deploy.exporters.weight_layout import weight_points
+from fdda_deploy.quant.points import ActivationPoint, Placement
 from fdda_deploy.quant.scheme import Scheme
 
 
@@ -83,62 +85,7 @@ TABLE = {
 """The table. `place` looks reasons up here, so a row cannot be used without its explanation."""
 
 RTX_MIN_CHANNELS_PER_GROUP = 4
-INT4_BLOCKS = (128, 64)
-_WEIGHT_AXES = {"Conv": 0, "ConvTranspose": 1}
 _ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "HardSwish", "Sigmoid", "HardSigmoid"})
-
-
-@dataclass(frozen=True)
-class _Weighted:
-    """A node with a constant weight."""
-
-    node: onnx.NodeProto
-    weight: str
-    shape: tuple[int, ...]
-    axis: int
-    depthwise: bool
-    channels_per_group: int
-
-
-@dataclass
-class _Graph:
-    """Look-ups over one float graph."""
-
-    proto: onnx.GraphProto
-    initializers: dict[str, tuple[int, ...]] = field(init=False)
-    producer: dict[str, onnx.NodeProto] = field(init=False)
-    consumers: dict[str, list[tuple[onnx.NodeProto, int]]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.initializers = {t.name: tuple(t.dims) for t in self.proto.initializer}
-        self.producer = {t: node for node in self.proto.node for t in node.output}
-        self.consumers = defaultdict(list)
-        for node in self.proto.node:
-            for index, tensor in enumerate(node.input):
-                self.consumers[tensor].append((node, index))
-
-    def weighted(self) -> list[_Weighted]:
-        """Returns the nodes that multiply an activation by a constant weight, in graph order."""
-        found = (self._weighted(node) for node in self.proto.node)
-        return [entry for entry in found if entry is not None]
-
-    def _weighted(self, node: onnx.NodeProto) -> _Weighted | None:
-        if node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
-            return None
-        weight = node.input[1]
-        if weight not in self.initializers or node.input[0] in self.initializers:
-            return None
-        shape = self.initializers[weight]
-        attributes = {a.name: a.i for a in node.attribute if a.name in {"group", "transB"}}
-        groups = attributes.get("group", 1)
-        axis = _WEIGHT_AXES.get(node.op_type, 0 if attributes.get("transB") else len(shape) - 1)
-        convolution = node.op_type in _WEIGHT_AXES
-        if not convolution and len(shape) != 2:
-            return None
-        per_group = shape[1] if node.op_type == "Conv" else shape[0] // groups
-        return _Weighted(
-            node, weight, shape, axis, convolution and groups > 1 and per_group == 1, per_group
-        )
 
 
 def place(
@@ -167,39 +114,67 @@ def place(
     """
     if target not in TARGETS:
         raise ConfigError(f"--target {target}: want one of {', '.join(TARGETS)}.")
-    graph = _Graph(model.graph)
+    graph = FloatView(model.graph)
     weighted = graph.weighted()
     if not weighted:
         raise ExportError("the network has no convolution or linear layer: nothing to quantize.")
     ends = {weighted[0].node.name, weighted[-1].node.name}
     left: list[tuple[str, str]] = []
-    kept: list[_Weighted] = []
+    kept: list[WeightedNode] = []
+    shared = _read_otherwise(graph, weighted)
     for entry in weighted:
-        reason = _reason_to_leave(entry, scheme, target, torch_tensors, parameters)
+        reason = shared.get(entry.weight) or _reason_to_leave(
+            entry, scheme, target, torch_tensors, parameters
+        )
         if reason is None:
             kept.append(entry)
         else:
             left.append((entry.node.name, reason))
-    weights = _weight_points(kept, scheme, target, ends)
+    weights = weight_points(kept, scheme, target, ends)
     activations: tuple[ActivationPoint, ...] = ()
     if not scheme.weight_only:
         activations = _activation_points(graph, kept, scheme, target, ends, torch_tensors)
         if not everything:
-            last = weighted[-1].node.input[0]
-            activations = tuple(
-                dataclasses.replace(
-                    point,
-                    consumers=tuple(edge for edge in point.consumers if not _is_add(graph, edge)),
-                )
-                for point in activations
-                if point.tensor != last
-                and getattr(graph.producer.get(point.tensor), "op_type", "") in _ACTIVATIONS
-            )
+            activations = _published_points(graph, activations, weighted[-1].node.input[0])
     return Placement(target, scheme.name, activations, weights, tuple(left))
 
 
+def _published_points(
+    graph: FloatView, points: tuple[ActivationPoint, ...], last: str
+) -> tuple[ActivationPoint, ...]:
+    """Returns the points that the published FDDA code has: behind activation functions alone."""
+    found = []
+    for point in points:
+        producer = graph.producer.get(point.tensor)
+        edges = tuple(edge for edge in point.consumers if not _is_add(graph, edge))
+        if edges and point.tensor != last and producer and producer.op_type in _ACTIVATIONS:
+            found.append(dataclasses.replace(point, consumers=edges))
+    return tuple(found)
+
+
+def _read_otherwise(graph: FloatView, weighted: list[WeightedNode]) -> dict[str, str]:
+    """Returns why weights stay in float whose readers do not all multiply by them the same way."""
+    axes: dict[str, set[int]] = defaultdict(set)
+    products: dict[str, set[str]] = defaultdict(set)
+    for entry in weighted:
+        axes[entry.weight].add(entry.axis)
+        products[entry.weight].add(entry.node.name)
+    reasons = {}
+    for weight, names in products.items():
+        others = [
+            node.name
+            for node, index in graph.consumers[weight]
+            if node.name not in names or index != 1
+        ]
+        if others:
+            reasons[weight] = f"{others[0]} reads its weight in float too"
+        elif len(axes[weight]) > 1:
+            reasons[weight] = "its weight is read along two different output axes"
+    return reasons
+
+
 def _reason_to_leave(
-    entry: _Weighted,
+    entry: WeightedNode,
     scheme: Scheme,
     target: str,
     torch_tensors: Collection[str],
@@ -218,59 +193,9 @@ def _reason_to_leave(
     return None
 
 
-def _weight_points(
-    kept: list[_Weighted], scheme: Scheme, target: str, ends: set[str]
-) -> tuple[WeightPoint, ...]:
-    by_weight: dict[str, list[_Weighted]] = defaultdict(list)
-    for entry in kept:
-        by_weight[entry.weight].append(entry)
-    points = []
-    for weight, entries in by_weight.items():
-        first = entries[0]
-        bits = scheme.weight_bits
-        if any(entry.node.name in ends for entry in entries):
-            bits = max(bits, scheme.first_last_bits)
-        if scheme.weight_only and first.depthwise:
-            bits = 8
-        axis, storage, block = first.axis, "int8", None
-        if scheme.weight_only and bits == 4:
-            axis, storage, block = _int4_layout(first, target)
-        points.append(
-            WeightPoint(
-                weight,
-                tuple(entry.node.name for entry in entries),
-                axis,
-                bits,
-                storage,
-                block,
-                first.depthwise,
-            )
-        )
-    return tuple(points)
-
-
-def _int4_layout(entry: _Weighted, target: str) -> tuple[int, str, int | None]:
-    """Returns (axis, storage, block size) of a 4-bit weight in a weight-only scheme.
-
-    Matrix products take blocks along K; convolutions take per-channel INT4 on RTX alone; where
-    there is no INT4 kernel the 4-bit grid is carried in INT8.
-    """
-    even = entry.shape[-1] % 2 == 0
-    if entry.node.op_type in _WEIGHT_AXES:
-        elements = 1
-        for size in entry.shape:
-            elements *= size
-        return entry.axis, "int4" if target == "rtx" and elements % 2 == 0 else "int8", None
-    k_axis = 1 - entry.axis
-    for block in INT4_BLOCKS:
-        if even and entry.shape[k_axis] % block == 0 and target != "ort-cpu":
-            return k_axis, "int4", block
-    return entry.axis, "int8", None
-
-
 def _activation_points(
-    graph: _Graph,
-    kept: list[_Weighted],
+    graph: FloatView,
+    kept: list[WeightedNode],
     scheme: Scheme,
     target: str,
     ends: set[str],
@@ -300,7 +225,7 @@ def _activation_points(
     )
 
 
-def _skip_input(graph: _Graph, node: onnx.NodeProto, quantized: set[str]) -> int | None:
+def _skip_input(graph: FloatView, node: onnx.NodeProto, quantized: set[str]) -> int | None:
     """Returns the input index of a residual addition that is the skip, None elsewhere.
 
     The other input comes straight from a quantized convolution or linear layer; when both do (a
@@ -322,13 +247,13 @@ def _skip_input(graph: _Graph, node: onnx.NodeProto, quantized: set[str]) -> int
     return 1 if fusable[0] else 0
 
 
-def _is_add(graph: _Graph, edge: tuple[str, int]) -> bool:
+def _is_add(graph: FloatView, edge: tuple[str, int]) -> bool:
     return any(node.name == edge[0] and node.op_type == "Add" for node in graph.proto.node)
 
 
 def _add_outputs(
-    graph: _Graph,
-    kept: list[_Weighted],
+    graph: FloatView,
+    kept: list[WeightedNode],
     consumers: dict[str, list[tuple[str, int]]],
     rows: dict[str, str],
     torch_tensors: Collection[str],

@@ -196,12 +196,13 @@ def _set_parameters(
     graph: onnx.GraphProto, parameters: Mapping[str, npt.NDArray[np.float32]]
 ) -> None:
     """Writes new values into float initializers that are named like torch parameters."""
-    for tensor in graph.initializer:
-        value = parameters.get(tensor.name)
-        if value is None:
-            continue
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    for name, value in parameters.items():
+        tensor = initializers.get(name)
+        if tensor is None:
+            raise ExportError(f"{name}: the graph has no such initializer for the new value.")
         if tuple(tensor.dims) != value.shape:
             raise ExportError(
-                f"{tensor.name}: new value has shape {value.shape}, the graph {tuple(tensor.dims)}."
+                f"{name}: new value has shape {value.shape}, the graph {tuple(tensor.dims)}."
             )
-        tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+        tensor.CopyFrom(numpy_helper.from_array(value, name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,14 +39,14 @@ def calibrate(
         progress: Called with (images done, total, text).
 
     Raises:
-        CalibrationError: No image, an activation that is not finite (named), or a weight that is.
+        CalibrationError: No image, or an activation or a weight that is not finite (named).
     """
     calibrate_weights(network)
     quantizers = network.activation_quantizers
     if not quantizers:
         return
     where = device or torch.device("cpu")
-    observers = {name: HistogramObserver() for name in quantizers}
+    observers = {name: HistogramObserver(name=name) for name in quantizers}
     for name, quantizer in quantizers.items():
         quantizer.observer = observers[name]
     network.to(where)
@@ -70,8 +71,17 @@ def calibrate(
 
 
 def calibrate_weights(network: QuantNetwork) -> None:
-    """Fixes the scale of every weight by its own values: least L_2.4 error per channel or block."""
+    """Fixes the scale of every weight by its own values: least L_2.4 error per channel or block.
+
+    Raises:
+        CalibrationError: A weight that is not finite (named).
+    """
     for point in network.placement.weights:
         weight = network.weight_array(point)
+        if not np.isfinite(weight).all():
+            raise CalibrationError(
+                f"{point.initializer}: {int((~np.isfinite(weight)).sum())} of {weight.size} "
+                "weights are NaN or infinite. Take another checkpoint."
+            )
         qparams = weight_qparams(weight, point.num_bits, point.axis, point.block_size)
         network.set_weight_qparams(point, qparams)

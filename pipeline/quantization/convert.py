@@ -135,16 +135,23 @@ def convert(module: fx.GraphModule, placement: Placement, names: GraphMap) -> Qu
         if source is None:
             raise CalibrationError(f"{point.tensor}: no torch tensor of that name to quantize.")
         wanted = {names.fx_from_node[node] for node, _ in point.consumers}
-        readers = [user for user in source.users if _leads_to(user, wanted, emitted)]
         quantizer = ActivationQuantizer()
-        _insert(graph_module, source, readers, f"activation_quantizer_{index}", quantizer)
+        edges = _edges(source, wanted, emitted)
+        _insert(graph_module, edges, f"activation_quantizer_{index}", quantizer, point.tensor)
         network.activation_quantizers[point.tensor] = quantizer
     for index, weight in enumerate(placement.weights):
         name, _ = names.parameter_from_initializer[weight.initializer]
+        wanted = {names.fx_from_node[node] for node in weight.consumers}
         weight_quantizer = WeightQuantizer()
-        key = f"weight_quantizer_{index}"
-        for source in [n for n in by_name.values() if n.op == "get_attr" and n.target == name]:
-            _insert(graph_module, source, list(source.users), key, weight_quantizer)
+        edges = [
+            edge
+            for source in by_name.values()
+            if source.op == "get_attr" and source.target == name
+            for edge in _edges(source, wanted, emitted)
+        ]
+        _insert(
+            graph_module, edges, f"weight_quantizer_{index}", weight_quantizer, weight.initializer
+        )
         network.weight_quantizers[weight.initializer] = weight_quantizer
     graph_module.graph.lint()
     graph_module.recompile()
@@ -153,31 +160,44 @@ def convert(module: fx.GraphModule, placement: Placement, names: GraphMap) -> Qu
 
 def _insert(
     graph_module: fx.GraphModule,
-    source: fx.Node,
-    readers: list[fx.Node],
+    edges: list[tuple[fx.Node, fx.Node]],
     key: str,
     module: nn.Module,
+    tensor: str,
 ) -> None:
-    if not readers:
-        raise CalibrationError(f"{source.name}: no torch node reads the quantized value.")
+    """Puts ``module`` on each (producer, reader) edge, one call per producer."""
+    if not edges:
+        raise CalibrationError(f"{tensor}: no torch node reads the quantized value.")
     graph_module.add_submodule(key, module)
-    with graph_module.graph.inserting_after(source):
-        call = graph_module.graph.call_module(key, (source,))
-    for reader in readers:
-        reader.replace_input_with(source, call)
+    calls: dict[fx.Node, fx.Node] = {}
+    for source, reader in edges:
+        if source not in calls:
+            with graph_module.graph.inserting_after(source):
+                calls[source] = graph_module.graph.call_module(key, (source,))
+        reader.replace_input_with(source, calls[source])
 
 
-def _leads_to(node: fx.Node, wanted: set[str], emitted: set[str]) -> bool:
-    """Whether ``node`` is a wanted consumer, or one that ONNX absorbed into a wanted consumer.
+def _edges(source: fx.Node, wanted: set[str], emitted: set[str]) -> list[tuple[fx.Node, fx.Node]]:
+    """Returns the (producer, reader) edges by which the wanted consumers read ``source``.
 
-    The exporter merges a zero pad into the convolution behind it, for instance; quantizing before
-    the pad is the same because 0 is on every grid.
+    ONNX absorbed some torch nodes: a zero pad into the convolution behind it, a dropout into
+    nothing. Quantizing before them is the same, because 0 is on every grid. Where such a node also
+    feeds a reader that stays in float, the quantizer goes behind it.
     """
-    if node.name in wanted:
-        return True
-    if node.name in emitted:
+    edges = []
+    for user in source.users:
+        if user.name in wanted or _leads_only_to(user, wanted, emitted):
+            edges.append((source, user))
+        elif user.name not in emitted:
+            edges += _edges(user, wanted, emitted)
+    return edges
+
+
+def _leads_only_to(node: fx.Node, wanted: set[str], emitted: set[str]) -> bool:
+    """Whether ``node`` was absorbed and nothing but wanted consumers reads its result."""
+    if node.name in emitted or node.op == "output" or not node.users:
         return False
-    return any(_leads_to(user, wanted, emitted) for user in node.users)
+    return all(user.name in wanted or _leads_only_to(user, wanted, emitted) for user in node.users)
 
 
 def _transposed(qparams: QParams) -> QParams:

@@ -65,7 +65,7 @@ def correct_biases(
     means: dict[str, Tensor] = {}
 
     def remember(node: fx.Node, output: Tensor) -> Tensor:
-        means[node.name] = _channel_means(output)
+        means[node.name] = _channel_means(node, output)
         return output
 
     corrected = 0
@@ -76,11 +76,11 @@ def correct_biases(
         name = biases.get(node.name)
         if name is None:
             return output
-        delta = _certain_shift(means[node.name] - _channel_means(output))
+        delta = _certain_shift(means[node.name] - _channel_means(node, output))
         network.graph_module.get_parameter(name).add_(delta)
         corrected += 1
-        shape = [1, -1] + [1] * (output.ndim - 2) if output.ndim != 3 else [1, 1, -1]
-        return output + delta.reshape(shape)
+        behind = output.ndim - 1 - _channel_axis(node, output)
+        return output + delta.reshape([-1] + [1] * behind)
 
     x = images.to(device)
     float_module.to(device)
@@ -155,9 +155,14 @@ def _weight_sqnr(network: QuantNetwork) -> dict[str, float]:
     return ratios
 
 
-def _channel_means(output: Tensor) -> Tensor:
-    """Returns each image's channel means ``(N, C)``; channels are axis 1, or last of three."""
-    channel = 2 if output.ndim == 3 else 1
+def _channel_axis(node: fx.Node, output: Tensor) -> int:
+    """Returns the axis of the output channels: a linear layer's last, a convolution's second."""
+    return output.ndim - 1 if node.target is torch.ops.aten.linear.default else 1
+
+
+def _channel_means(node: fx.Node, output: Tensor) -> Tensor:
+    """Returns each image's channel means ``(N, C)``."""
+    channel = _channel_axis(node, output)
     rest = [d for d in range(1, output.ndim) if d != channel]
     return output.mean(dim=rest) if rest else output
 

@@ -46,9 +46,15 @@ class Histogram:
 
 
 class HistogramObserver:
-    """Counts values on ``[-limit, limit]``; the limit doubles, and bins merge, as values grow."""
+    """Counts values on ``[-limit, limit]``; the limit doubles, and bins merge, as values grow.
 
-    def __init__(self, num_bins: int = NUM_BINS) -> None:
+    Args:
+        num_bins: Bins over the whole range, a multiple of 4.
+        name: What messages call the tensor.
+    """
+
+    def __init__(self, num_bins: int = NUM_BINS, name: str = "an activation") -> None:
+        self._name = name
         self._counts = torch.zeros(num_bins, dtype=torch.float64)
         self._limit = 0.0
         self._low = float("inf")
@@ -64,7 +70,7 @@ class HistogramObserver:
         low, high = (float(value) for value in torch.aminmax(flat))
         if not np.isfinite(low) or not np.isfinite(high):
             raise CalibrationError(
-                "an activation is NaN or infinite while ranges are measured. Check the weights and "
+                f"{self._name}: NaN or infinite while ranges are measured. Check the weights and "
                 "the --mean/--std of the images."
             )
         self._low, self._high = min(self._low, low), max(self._high, high)
@@ -79,7 +85,9 @@ class HistogramObserver:
             CalibrationError: Nothing was seen.
         """
         if self._limit == 0.0:
-            raise CalibrationError("no image reached this tensor: calibrate on one image or more.")
+            raise CalibrationError(
+                f"{self._name}: no image reached this tensor. Calibrate on one image or more."
+            )
         bins = self._counts.numel()
         width = 2 * self._limit / bins
         centers = -self._limit + width * (np.arange(bins, dtype=np.float64) + 0.5)

@@ -13,8 +13,6 @@ import numpy.typing as npt
 from fdda_deploy.errors import CalibrationError
 from fdda_deploy.quant.qparams import SMALLEST_SCALE, FloatArray, QParams
 
-IntArray = npt.NDArray[np.int8] | npt.NDArray[np.int32]
-
 
 def signed_range(num_bits: int) -> tuple[int, int]:
     """Returns the signed integer range of ``num_bits``, for instance (-8, 7) for 4.
@@ -54,7 +52,9 @@ def quantize(x: npt.ArrayLike, qparams: QParams) -> npt.NDArray[np.int8]:
         [-8, 0, 2, 7]
     """
     x_array = np.asarray(x, dtype=np.float32)
-    x_scaled = np.rint(x_array / qparams.scale_for(x_array.shape)) + np.float32(qparams.zero_point)
+    with np.errstate(over="ignore"):  # a quotient beyond float32 is infinite, and saturates
+        x_scaled = np.rint(x_array / qparams.scale_for(x_array.shape))
+    x_scaled = x_scaled + np.float32(qparams.zero_point)
     x_int: npt.NDArray[np.int8] = np.clip(x_scaled, qparams.qmin, qparams.qmax).astype(np.int8)
     return x_int
 

@@ -33,7 +33,7 @@ class QParams:
 
     Raises:
         CalibrationError: A scale that is not finite and normal, a shape that does not fit ``axis``,
-            or an empty integer range.
+            or an integer range that is empty or outside INT8.
     """
 
     scale: FloatArray
@@ -50,6 +50,11 @@ class QParams:
             raise CalibrationError(
                 f"integer range [{self.qmin}, {self.qmax}] must hold two values or more and the "
                 f"zero-point {self.zero_point}."
+            )
+        if self.qmin < -128 or self.qmax > 127:
+            raise CalibrationError(
+                f"integer range [{self.qmin}, {self.qmax}] does not fit INT8, [-128, 127]. "
+                "Requantize to signed 8 bits or fewer."
             )
         want = 0 if self.axis is None else 1
         if self.block_size is None and scale.ndim != want:

@@ -96,7 +96,7 @@ def quant_network(kind: type[nn.Module], scheme: str, target: str = "trt") -> Qu
     graph = float_graph(kind)
     placement = place(
         graph.proto,
-        scheme_from_name(scheme, first_last_bits=4),
+        scheme_from_name(scheme, first_last_bits=2),
         target,
         torch_tensors=graph.fx_from_tensor,
         parameters=graph.parameter_from_initializer,

@@ -67,7 +67,11 @@ def test_growing_histograms_merge_to_numpys() -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(
-        st.lists(st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False), min_size=1, max_size=30),
+        st.lists(
+            st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False),
+            min_size=1,
+            max_size=30,
+        ),
         min_size=1,
         max_size=6,
     )
@@ -101,8 +105,8 @@ def test_halves_and_any_shape_are_counted_alike() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_value_that_is_not_finite_is_refused(bad: float) -> None:
-    with pytest.raises(CalibrationError, match=r"NaN or infinite.*Check the weights and the"):
-        HistogramObserver().observe(torch.tensor([1.0, bad]))
+    with pytest.raises(CalibrationError, match=r"^conv1: NaN or infinite.*Check the weights and"):
+        HistogramObserver(name="conv1").observe(torch.tensor([1.0, bad]))
 
 
 def test_nothing_seen_is_an_error() -> None:
@@ -214,10 +218,10 @@ def test_a_weight_gets_one_symmetric_scale_per_channel(num_bits: int, axis: int)
     others = tuple(d for d in range(4) if d != axis)
     covering = qparams_from_amax(np.abs(WEIGHT).max(axis=others), num_bits, axis)
     assert (qparams.scale <= covering.scale).all()
-    for ours, plain in zip(
-        channel_errors(WEIGHT, qparams), channel_errors(WEIGHT, covering), strict=True
-    ):
-        assert ours <= plain * (1 + 1e-5)
+    ours, plain = channel_errors(WEIGHT, qparams), channel_errors(WEIGHT, covering)
+    assert all(one <= other * (1 + 1e-5) for one, other in zip(ours, plain, strict=True))
+    if num_bits <= 4:
+        assert sum(ours) < 0.8 * sum(plain)
 
 
 def channel_errors(weight: np.ndarray, qparams: QParams) -> list[float]:
@@ -246,9 +250,10 @@ def test_a_dead_channel_stays_zero(num_bits: int) -> None:
     qparams = weight_qparams(weight, num_bits, 0)
     assert not fake_quant(weight, qparams)[3].any()
     others = [0, 1, 2, 4, 5]
-    assert qparams.scale[others].tolist() == (weight_qparams(WEIGHT, num_bits, 0).scale)[
-        others
-    ].tolist()
+    assert (
+        qparams.scale[others].tolist()
+        == (weight_qparams(WEIGHT, num_bits, 0).scale)[others].tolist()
+    )
 
 
 @pytest.mark.parametrize("axis", [0, 1])

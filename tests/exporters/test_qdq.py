@@ -1,0 +1,297 @@
+"""The Q/DQ graph: integers for weights, one pair per tensor, zeros for zero-points."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from export_networks import (
+    EVERY_NETWORK,
+    Depthwise,
+    Residual,
+    SharedModule,
+    WideHead,
+    graph_of,
+    grids_of,
+    images,
+    placed,
+    run_onnx,
+)
+from onnx import TensorProto, numpy_helper
+
+from fdda_deploy.errors import ExportError
+from fdda_deploy.exporters.float_onnx import FloatGraph
+from fdda_deploy.exporters.placement import TARGETS
+from fdda_deploy.exporters.qdq import Grids, insert_qdq
+from fdda_deploy.quant.affine import dequantize, fake_quant
+from fdda_deploy.quant.points import Placement
+from fdda_deploy.quant.qparams import QParams
+
+METADATA = {"fdda_deploy.scheme": "w4a4", "fdda_deploy.model_digest": "0123abcd"}
+CASES = [
+    (kind, scheme, target)
+    for index, kind in enumerate(EVERY_NETWORK)
+    for scheme, target in (
+        (("w8a8", "trt"), ("w4a16", "rtx"), ("w4a4", "ort-cpu")),
+        (("w4a4", "rtx"), ("w4a16", "trt"), ("w8a8", "ort-cpu")),
+    )[index % 2]
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    graph: FloatGraph
+    placement: Placement
+    grids: Grids
+    before: bytes
+    model: onnx.ModelProto
+
+    @property
+    def initializers(self) -> dict[str, onnx.TensorProto]:
+        return {tensor.name: tensor for tensor in self.model.graph.initializer}
+
+    def nodes(self, op_type: str) -> list[onnx.NodeProto]:
+        return [node for node in self.model.graph.node if node.op_type == op_type]
+
+
+def case_of(kind: type, scheme: str, target: str) -> Case:
+    graph = graph_of(kind)
+    placement = placed(graph, scheme, target)
+    grids = grids_of(graph, placement)
+    before = graph.proto.SerializeToString()
+    model = insert_qdq(graph.proto, placement, grids, METADATA)
+    return Case(graph, placement, grids, before, model)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda c: f"{c[0].__name__}-{c[1]}-{c[2]}")
+def case(request: pytest.FixtureRequest) -> Case:
+    return case_of(*request.param)
+
+
+def test_result_is_valid_onnx_and_the_float_graph_is_untouched(case):
+    onnx.checker.check_model(case.model, full_check=True)
+    assert case.graph.proto.SerializeToString() == case.before
+    assert [value.name for value in case.model.graph.input] == ["input"]
+    assert [value.name for value in case.model.graph.output] == ["logits"]
+    assert case.model.opset_import[0].version == 21
+    assert case.model.ir_version == 10
+
+
+def test_zero_points_are_constant_zeros(case):
+    for node in [*case.nodes("QuantizeLinear"), *case.nodes("DequantizeLinear")]:
+        if len(node.input) == 3:
+            zero = numpy_helper.to_array(case.initializers[node.input[2]])
+            assert zero.dtype == np.int8
+            assert not zero.any()
+
+
+def test_weights_are_stored_as_integers_and_no_float_copy_is_left(case):
+    for point in case.placement.weights:
+        stored = case.initializers[f"{point.initializer}_quantized"]
+        want = TensorProto.INT4 if point.storage == "int4" else TensorProto.INT8
+        assert stored.data_type == want
+        x_int, grid = case.grids.weights[point.initializer]
+        np.testing.assert_array_equal(numpy_helper.to_array(stored).astype(np.int8), x_int)
+        assert point.initializer not in case.initializers
+        scale = numpy_helper.to_array(case.initializers[f"{point.initializer}_scale"])
+        np.testing.assert_array_equal(scale, grid.scale)
+    assert len(case.initializers) == len(case.model.graph.initializer), "each name once"
+
+
+def test_biases_stay_float(case):
+    for node in case.model.graph.node:
+        if node.op_type in {"Conv", "ConvTranspose", "Gemm"} and len(node.input) == 3:
+            assert case.initializers[node.input[2]].data_type == TensorProto.FLOAT
+
+
+def test_each_tensor_has_one_pair_and_all_its_consumers_read_it(case):
+    counts = Counter(node.name for node in case.model.graph.node)
+    assert set(counts.values()) == {1}
+    readers = {node.name: node for node in case.model.graph.node}
+    for point in case.placement.activations:
+        assert counts[f"{point.tensor}/QuantizeLinear"] == 1
+        for consumer, index in point.consumers:
+            assert readers[consumer].input[index] == f"{point.tensor}_dequantized"
+    assert len(case.nodes("QuantizeLinear")) == len(case.placement.activations)
+    pairs = len(case.placement.activations) + len(case.placement.weights)
+    assert len(case.nodes("DequantizeLinear")) == pairs
+
+
+def test_clip_stands_before_grids_below_eight_bits_and_nowhere_else(case):
+    readers = {node.name: node for node in case.model.graph.node}
+    for point in case.placement.activations:
+        source = readers[f"{point.tensor}/QuantizeLinear"].input[0]
+        clip = readers.get(f"{point.tensor}/Clip")
+        assert (clip is not None) == (point.num_bits < 8)
+        assert source == (point.tensor if clip is None else f"{point.tensor}_clipped")
+        if clip is not None:
+            grid = case.grids.activations[point.tensor]
+            low, high = (numpy_helper.to_array(case.initializers[name]) for name in clip.input[1:])
+            assert (low, high) == (grid.low, grid.high)
+
+
+def test_metadata_is_in_the_file(case):
+    assert {entry.key: entry.value for entry in case.model.metadata_props} == METADATA
+
+
+@pytest.mark.parametrize("num_bits", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("lopsided", [False, True], ids=["signed", "behind a relu"])
+def test_pair_with_its_clip_is_the_numpy_grid(num_bits, lopsided):
+    """On values beyond the range, on ties, and at its ends."""
+    graph = graph_of(SharedModule)
+    placement = placed(graph, f"w8a{num_bits}", "trt", first_last_bits=num_bits)
+    steps = 2**num_bits - 1
+    qmin = 0 if lopsided and num_bits < 8 else -(steps + 1) // 2
+    grid = QParams(np.float32(0.0207925), qmin, qmin + steps)
+    grids = grids_of(graph, placement)
+    grids = dataclasses.replace(grids, activations=dict.fromkeys(grids.activations, grid))
+    model = insert_qdq(graph.proto, placement, grids, {})
+    model.graph.output[0].name = "input_dequantized"
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    x = images(2)
+    x[0] = torch_ties(grid, x[0].numel()).reshape(x[0].shape)
+    np.testing.assert_array_equal(run_onnx(model, x), fake_quant(x.numpy(), grid))
+
+
+def torch_ties(grid: QParams, count: int):
+    import torch
+
+    k = np.resize(np.arange(grid.qmin - 2, grid.qmax + 3), count).astype(np.float32)
+    return torch.from_numpy((k + np.float32(0.5)) * grid.scale)
+
+
+@pytest.mark.parametrize("target", ["trt", "rtx"])
+def test_blocks_of_int4_are_dequantized_as_numpy_does(target):
+    placement = placed(graph_of(WideHead), "w4a16", target, first_last_bits=4)
+    graph = graph_of(WideHead)
+    grids = grids_of(graph, placement)
+    point = next(p for p in placement.weights if p.block_size is not None)
+    model = insert_qdq(graph.proto, placement, grids, {})
+    model.graph.output[0].name = f"{point.initializer}_dequantized"
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    np.testing.assert_array_equal(
+        run_onnx(model, images()), dequantize(*grids.weights[point.initializer])
+    )
+
+
+def test_new_values_of_float_parameters_reach_the_file():
+    case = case_of(Residual, "w8a8", "trt")
+    value = np.arange(8, dtype=np.float32)
+    grids = dataclasses.replace(case.grids, parameters={"conv1.bias": value})
+    model = insert_qdq(case.graph.proto, case.placement, grids, {})
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    np.testing.assert_array_equal(held["conv1.bias"], value)
+
+
+def test_same_grids_give_the_same_bytes():
+    case = case_of(Depthwise, "w4a8", "trt")
+    again = insert_qdq(case.graph.proto, case.placement, case.grids, METADATA)
+    assert again.SerializeToString() == case_of(Depthwise, "w4a8", "trt").model.SerializeToString()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_file_is_about_as_large_as_its_integers(target):
+    case = case_of(WideHead, "w8a8", target)
+    weights = sum(x.size for x, _ in case.grids.weights.values())
+    assert weights < case.model.ByteSize() < weights + 12_000
+
+
+def without(mapping, key):
+    return {name: value for name, value in mapping.items() if name != key}
+
+
+def broken(case: Case, what: str) -> tuple[Placement, Grids]:
+    placement, grids = case.placement, case.grids
+    point, weight = placement.activations[1], placement.weights[1]
+    x_int, grid = grids.weights[weight.initializer]
+    replace = dataclasses.replace
+    changes = {
+        "range": lambda: (
+            placement,
+            replace(grids, activations=without(grids.activations, point.tensor)),
+        ),
+        "integers": lambda: (
+            placement,
+            replace(grids, weights=without(grids.weights, weight.initializer)),
+        ),
+        "tensor": lambda: (
+            replace(placement, activations=(replace(point, tensor="ghost"),)),
+            replace(grids, activations={"ghost": grids.activations[point.tensor]}),
+        ),
+        "initializer": lambda: (
+            replace(placement, weights=(replace(weight, initializer="ghost"),)),
+            replace(grids, weights={"ghost": (x_int, grid)}),
+        ),
+        "consumer": lambda: (
+            replace(placement, activations=(replace(point, consumers=(("ghost", 0),)),)),
+            grids,
+        ),
+        "shape": lambda: (
+            placement,
+            replace(grids, weights={**grids.weights, weight.initializer: (x_int[:1], grid)}),
+        ),
+        "parameter": lambda: (
+            placement,
+            replace(grids, parameters={"ghost.bias": np.float32([1])}),
+        ),
+        "parameter shape": lambda: (
+            placement,
+            replace(grids, parameters={"conv1.bias": np.zeros(3, np.float32)}),
+        ),
+        "per channel": lambda: (
+            placement,
+            replace(
+                grids,
+                activations={**grids.activations, point.tensor: QParams(np.ones(3), -128, 127, 1)},
+            ),
+        ),
+        "zero-point": lambda: (
+            placement,
+            replace(
+                grids,
+                activations={
+                    **grids.activations,
+                    point.tensor: QParams(np.float32(1), -128, 127, zero_point=3),
+                },
+            ),
+        ),
+    }
+    return changes[what]()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("range", "Relu_output: no range for this tensor. Calibrate first"),
+        ("integers", "conv1.weight: no integers for this weight. Quantize first"),
+        ("tensor", "ghost: the graph has no such tensor"),
+        ("initializer", "ghost: the graph has no such initializer"),
+        ("consumer", "ghost: the graph has no such node"),
+        (
+            "shape",
+            r"conv1.weight: integers have shape \(1, 8, 3, 3\), the graph wants \(8, 8, 3, 3\)",
+        ),
+        ("parameter", "ghost.bias: the graph has no such initializer"),
+        ("parameter shape", r"conv1.bias: new value has shape \(3,\), the graph \(8,\)"),
+        ("per channel", r"Relu_output: activations take one scale and zero-point 0 \(T003, T007\)"),
+        ("zero-point", r"Relu_output: activations take one scale and zero-point 0 \(T003, T007\)"),
+    ],
+)
+def test_what_does_not_fit_the_graph_is_refused_by_name(what, message):
+    case = case_of(Residual, "w8a8", "trt")
+    placement, grids = broken(case, what)
+    with pytest.raises(ExportError, match=message) as caught:
+        insert_qdq(case.graph.proto, placement, grids, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_graph_that_would_not_be_valid_is_refused():
+    case = case_of(Residual, "w8a8", "trt")
+    damaged = onnx.ModelProto.FromString(case.graph.proto.SerializeToString())
+    damaged.graph.node[0].op_type = "Frobnicate"
+    with pytest.raises(ExportError, match=r"the Q/DQ graph is not valid ONNX: No Op registered"):
+        insert_qdq(damaged, case.placement, case.grids, {})
