@@ -62,6 +62,11 @@ class ImageSet:
         return len(self._indices())
 
     @property
+    def labelled(self) -> bool:
+        """Whether the source has classes; asking decodes nothing."""
+        return self._classes.labels is not None
+
+    @property
     def labels(self) -> NDArray[np.int64] | None:
         """Class indices ``(n,)`` int64, or None where the source has no classes."""
         labels = self._classes.labels

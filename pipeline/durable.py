@@ -82,7 +82,7 @@ def place(source: Path, target: Path, temp_folder: Path) -> None:
     Raises:
         OSError: The write fails; ``target`` is as before.
     """
-    if _same(source, target):
+    if same(source, target):
         return
     temp = temp_folder / f"{secrets.token_hex(6)}{TEMP_SUFFIX}"
     try:
@@ -97,7 +97,8 @@ def place(source: Path, target: Path, temp_folder: Path) -> None:
     sync(target.parent)
 
 
-def _same(source: Path, target: Path) -> bool:
+def same(source: Path, target: Path) -> bool:
+    """Returns whether ``target`` is a file of its own, no link, with the bytes of ``source``."""
     if target.is_symlink() or not target.is_file():
         return False
     if source.samefile(target):

@@ -16,7 +16,7 @@ from fdda_deploy.engines.doctor import choose_backend, target_of
 from fdda_deploy.pipeline.progress import stage_progress
 from fdda_deploy.pipeline.report.manifest import manifest
 from fdda_deploy.pipeline.report.summary import summary_rows
-from fdda_deploy.pipeline.stages.context import RunContext, Stage
+from fdda_deploy.pipeline.stages.context import CHECKPOINT_EVERY_SECONDS, RunContext, Stage
 from fdda_deploy.pipeline.stages.exporting import CHECK, EXPORT
 from fdda_deploy.pipeline.stages.quantizing import QUANTIZE
 from fdda_deploy.pipeline.stages.reading import LOAD, STATISTICS
@@ -25,6 +25,7 @@ from fdda_deploy.pipeline.stages.running import BENCH, ENGINE, EVALUATE
 from fdda_deploy.pipeline.stages.synthesizing import SYNTHESIZE
 from fdda_deploy.pipeline.workspace import Workspace, atomic_write
 
+MANIFEST = "manifest.json"
 ROAD: tuple[Stage, ...] = (
     LOAD,
     STATISTICS,
@@ -57,21 +58,34 @@ class BuildResult:
 
 
 def build(
-    config: BuildConfig, *, until: str = "report", console: Console | None = None
+    config: BuildConfig,
+    *,
+    until: str = "report",
+    console: Console | None = None,
+    checkpoint_every_seconds: float = CHECKPOINT_EVERY_SECONDS,
 ) -> BuildResult:
     """Runs the road up to the stage ``until``; finished stages are taken from the result folder.
+
+    Results are published together when all stages are done: a run that fails leaves those of the
+    run before it, or none.
 
     Args:
         config: The resolved configuration.
         until: A stage of `ROAD`.
         console: Where progress goes; nowhere when not given.
+        checkpoint_every_seconds: Least time between two checkpoints of the generator's training.
 
     Raises:
         FddaDeployError: What a stage refused; what is finished stays, and the next run goes on.
     """
     screen = console or Console(quiet=True, stderr=True)
     backend = choose_backend(config.engine.backend)
-    context = RunContext(config, backend, config.engine.target or target_of(backend.backend))
+    context = RunContext(
+        config,
+        backend,
+        config.engine.target or target_of(backend.backend),
+        checkpoint_every_seconds,
+    )
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     last = next(index for index, stage in enumerate(ROAD) if stage.name == until)
@@ -80,36 +94,46 @@ def build(
         screen.print(line, markup=False, highlight=False)
 
     with Workspace(config.out_folder, no_cache=config.run.no_cache, say=say) as workspace:
-        published: dict[str, Path] = {}
         for stage in ROAD[: last + 1]:
-            published |= _run_stage(workspace, context, stage, screen)
-        if until == "report":
-            _write_manifest(workspace, published)
+            _run_stage(workspace, context, stage, screen)
+        _publish(workspace, context)
     return _result(config, context, until)
 
 
-def _run_stage(
-    workspace: Workspace, context: RunContext, stage: Stage, console: Console
-) -> dict[str, Path]:
-    """Runs or recalls one stage and publishes its files; returns them by their public name."""
+def _run_stage(workspace: Workspace, context: RunContext, stage: Stage, console: Console) -> None:
+    """Runs or recalls one stage."""
     with stage_progress(console, stage.name) as progress:
         inputs = stage.inputs(context)
         result = workspace.run_stage(
             stage.name, inputs, lambda folder: stage.run(context, folder, progress)
         )
     context.results[stage.name] = result
-    files = {
-        public: result.folder / name
-        for name, public in stage.published.items()
-        if (result.folder / name).is_file()
-    }
+
+
+def _publish(workspace: Workspace, context: RunContext) -> None:
+    """Makes the result folder show this run alone, its manifest last.
+
+    Files of stages that this run did not come to stay only if they belong to the same results.
+    """
+    files: dict[str, Path] = {}
+    stale: list[str] = []
+    later: list[str] = []
+    for stage in ROAD:
+        result = context.results.get(stage.name)
+        for name, public in stage.published.items():
+            if result is None:
+                later.append(public)
+            elif (result.folder / name).is_file():
+                files[public] = result.folder / name
+            else:
+                stale.append(public)
+    if not workspace.holds(files):
+        workspace.withdraw([MANIFEST, *later])
+    workspace.withdraw(stale)
     workspace.publish(files)
-    return files
-
-
-def _write_manifest(workspace: Workspace, published: dict[str, Path]) -> None:
-    document = manifest(published, tool_version=__version__)
-    atomic_write(workspace.root / "manifest.json", json.dumps(document, indent=1))
+    if not later:
+        document = manifest(files, tool_version=__version__)
+        atomic_write(workspace.root / MANIFEST, json.dumps(document, indent=1))
 
 
 def _result(config: BuildConfig, context: RunContext, until: str) -> BuildResult:

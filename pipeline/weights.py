@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import pickle
 import re
 import sys
@@ -54,14 +56,18 @@ def state_dict_from_hub(name: str, url: str) -> StateDict:
     Raises:
         ModelError: The hub cannot be reached, or what it sent is not what was published.
     """
+    watched = sys.stderr.isatty()
+    # torch announces the download on stdout, where results go.
+    announcements = sys.stderr if watched else io.StringIO()
     try:
-        loaded = torch.hub.load_state_dict_from_url(
-            url,
-            map_location="cpu",
-            progress=sys.stderr.isatty(),
-            check_hash=True,
-            weights_only=True,
-        )
+        with contextlib.redirect_stdout(announcements):
+            loaded = torch.hub.load_state_dict_from_url(
+                url,
+                map_location="cpu",
+                progress=watched,
+                check_hash=True,
+                weights_only=True,
+            )
     except (urllib.error.URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise ModelError(
             f"{name}: the trained weights cannot be downloaded ({error}). Fetch {url} where there "
@@ -133,7 +139,7 @@ def _torch_loaded(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"asks to run {asked[1]}" if asked else "is no plain table of tensors"
+        what = f"asks to run {asked[1]}" if asked else "would unpickle more than tensors"
         raise ModelError(
             f"{path}: refused, since loading it {what}. Save the weights alone: "
             "torch.save(network.state_dict(), FILE)."

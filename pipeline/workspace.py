@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -29,6 +29,7 @@ from fdda_deploy.pipeline.durable import (
     atomic_write,
     explained,
     place,
+    same,
     sha256_of,
     sync,
 )
@@ -195,6 +196,25 @@ class Workspace:
             with explained(self.root):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 place(source, path, self._stages / ".temp")
+
+    def holds(self, files: Mapping[str, Path]) -> bool:
+        """Returns whether every target of ``files`` (as in `publish`) has its source's bytes."""
+        with explained(self.root):
+            return all(same(source, self._target(target)) for target, source in files.items())
+
+    def withdraw(self, targets: Iterable[str]) -> None:
+        """Takes away published files of an earlier build, and folders that this empties.
+
+        Raises:
+            WorkspaceError: A target outside the folder or on a folder's name, or it cannot be done.
+        """
+        for target in targets:
+            path = self._target(target)
+            with explained(self.root):
+                path.unlink(missing_ok=True)
+                if path.parent != self.root:
+                    with contextlib.suppress(OSError):  # not there, or foreign files in it
+                        path.parent.rmdir()
 
     def _target(self, name: str) -> Path:
         parts = PurePosixPath(name).parts

@@ -30,6 +30,8 @@ from fdda_deploy.pipeline.workspace import Json, StageResult
 Record = Mapping[str, Json]
 DIGITS = "digits"
 SMALL_IMAGE_PX = 64
+CHECKPOINT_EVERY_SECONDS = 20.0
+"""Least time between two checkpoints of the generator: what a kill costs at most."""
 REDUCED_STEPS = {"small": 500, "large": 100}
 """Generator steps of the reduced schedule, up to 64 px and above: minutes on two CPU cores."""
 LARGE_BATCH: Mapping[str, object] = {"random_batch": 8, "class_batch": 8}
@@ -60,6 +62,7 @@ class RunContext:
     config: BuildConfig
     backend: BackendChoice
     target: str
+    checkpoint_every_seconds: float = CHECKPOINT_EVERY_SECONDS
     results: dict[str, StageResult] = field(default_factory=dict)
 
     def record(self, stage: str) -> dict[str, Any]:
@@ -133,7 +136,10 @@ class RunContext:
         classes = read_classes(Path(path))
         wanted = self.record("load")["classes"]
         if len(classes) != wanted:
-            raise DataError(f"{path}: {len(classes)} classes, the network has {wanted}.")
+            raise DataError(
+                f"{path}: {len(classes)} classes, the network has {wanted}. Give the list the "
+                "network was trained with."
+            )
         return classes
 
     @functools.cached_property
@@ -216,7 +222,7 @@ class RunContext:
     def _recipe_name(self) -> str:
         asked = self.config.synthesis.recipe
         layers = self.record("load")["batchnorm_layers"]
-        labelled = self.calibration is not None and self.calibration.labels is not None
+        labelled = self.calibration is not None and self.calibration.labelled
         if asked == "none" or (asked == "auto" and layers == 0 and self.calibration is not None):
             if self.calibration is None:
                 raise ConfigError("--recipe none makes no image: give real ones by --calib-data.")

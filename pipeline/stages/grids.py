@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from fdda_deploy import __version__
 from fdda_deploy.calib_cache.record import CalibrationRecord, TensorCalibration
@@ -46,7 +46,7 @@ def save_grids(
         f"parameters/{name}": np.ascontiguousarray(x)
         for name, x in network.float_parameters().items()
     }
-    save_file(arrays, folder / TENSORS)
+    (folder / TENSORS).write_bytes(save(arrays))  # a full disk is then an OSError
 
 
 def load_grids(folder: Path) -> tuple[Grids, CalibrationRecord]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import os
 from importlib import metadata
 from pathlib import Path
 
@@ -16,10 +18,11 @@ _LIBRARIES = ("torch", "torchvision", "onnx", "onnxscript", "timm")
 def model_identity(model: ModelConfig) -> dict[str, Json]:
     """Returns digests of the definition and weights that ``model`` names, and library versions.
 
+    A definition may import what lies beside it, so the Python files of its folder all count.
     A file that is missing has the digest None: the load stage then says so.
     """
     return {
-        "definition": _file_digest(_definition_file(model.name)),
+        "definition": _definition_digest(_definition_file(model.name)),
         "weights": _file_digest(Path(model.weights)) if model.weights else None,
         "libraries": {name: version_of(name) for name in _LIBRARIES},
     }
@@ -45,6 +48,14 @@ def _definition_file(name: str) -> Path | None:
     except (ImportError, ValueError):
         return None
     return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+def _definition_digest(path: Path | None) -> str | None:
+    if path is None or not path.is_file():
+        return None
+    beside = sorted(other for other in path.parent.glob("*.py") if os.access(other, os.R_OK))
+    lines = [f"{file.name} {_file_digest(file)}" for file in {path: None} | dict.fromkeys(beside)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _file_digest(path: Path | None) -> str | None:

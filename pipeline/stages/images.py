@@ -45,6 +45,11 @@ class Pool:
         """Synthetic images at hand."""
         return 0 if self.synthetic is None else len(self.synthetic[0])
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are images enough to keep some from training."""
+        return bool(self._num_held(self.num_real) or self._num_held(self.num_synthetic))
+
     def calibration_counts(self, calibrate_on: str) -> tuple[int, int]:
         """Returns how many (real, synthetic) images set the ranges.
 
@@ -84,7 +89,10 @@ class Pool:
         return torch.cat(parts)
 
     def held_out(self) -> Tensor:
-        """Returns the images that judge fine-tuning and that no step trains on."""
+        """Returns the images that judge fine-tuning and that no step trains on.
+
+        Where there are too few to hold any out (`holds_out`), all of them train and judge.
+        """
         parts = []
         if self.real is not None and (held := self._num_held(len(self.real))):
             parts.append(self.real.load(self._order(len(self.real))[-held:])[0])

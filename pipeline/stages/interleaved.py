@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fdda_deploy.errors import CalibrationError
 from fdda_deploy.pipeline.quantization.finetune import Draw
 from fdda_deploy.pipeline.stages.context import RunContext
 from fdda_deploy.pipeline.stages.synthesizing import CHECKPOINT, centers_of
@@ -50,7 +51,16 @@ def _synthesizer(context: RunContext, recipe: Recipe) -> Synthesizer:
 
 
 def _continue(context: RunContext, synthesizer: Synthesizer) -> None:
-    """Picks the generator up where the synthesize stage left it, its random state included."""
+    """Picks the generator up where the synthesize stage left it, its random state included.
+
+    Raises:
+        CalibrationError: It diverged there, and left nothing to go on from.
+    """
     path = context.file("synthesize", CHECKPOINT)
+    if not path.is_file():
+        raise CalibrationError(
+            f"--recipe {synthesizer.recipe.name}: the generator diverged before the student began. "
+            "Lower lr under [synthesis.overrides], or take --recipe fdda."
+        )
     content = torch.load(path, map_location="cpu", weights_only=True)
     synthesizer.restore(content["state"])

@@ -102,8 +102,10 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
     counts = pool.calibration_counts(settings.calibrate_on)
     batches = pool.calibration_batches(counts, context.config.run.batch_size)
     recipe = context.recipe
-    if recipe is not None and recipe.ranges_from == "untrained-generator":
-        images = untrained_images(context, sum(counts))
+    untrained = recipe is not None and recipe.ranges_from == "untrained-generator"
+    if untrained:
+        counts = (0, sum(counts))
+        images = untrained_images(context, counts[1])
         batches = iter(torch.split(images, context.config.run.batch_size))
     calibrate(
         network,
@@ -130,8 +132,10 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
     )
     return {
         "calibrated_on": {"real": counts[0], "synthetic": counts[1]},
+        "ranges_from": "untrained-generator" if untrained else "images",
+        "skipped": [] if context.calibration is None else list(context.calibration.skipped),
         "bias_correction": correction,
-        "finetune": None if result is None else _finetune_record(result),
+        "finetune": None if result is None else _finetune_record(result, pool.holds_out),
         "layers": _layers(placement, context, errors),
     }
 
@@ -142,6 +146,8 @@ def _correct_biases(context: RunContext, network: QuantNetwork, pool: Pool) -> d
     Where a few outliers are clipped, their mean shift is no good correction for all the others.
     """
     teacher, device, held_out = context.float_graph.module, context.device, pool.held_out()
+    teacher.to(device)
+    network.to(device)
     start = {name: value.detach().clone() for name, value in network.named_parameters()}
     before = divergence(network, teacher, held_out, device)
     corrected = correct_biases(network, teacher, pool.sample(BIAS_IMAGES), device)
@@ -188,13 +194,14 @@ def _finetune(
     )
 
 
-def _finetune_record(result: FinetuneResult) -> dict[str, Json]:
-    better = f"{result.before:.4g} to {result.after:.4g} nats on held-out images"
+def _finetune_record(result: FinetuneResult, holds_out: bool) -> dict[str, Json]:
+    judges = "held-out images" if holds_out else "the images trained on, too few to hold any out"
+    better = f"{result.before:.4g} to {result.after:.4g} nats on {judges}"
     reason = f"kept: KL fell from {better}" if result.kept else f"not kept: KL went from {better}"
     return {
         "steps": result.steps,
         "kept": result.kept,
-        "metric": "KL(float || quantized), nats, held-out images",
+        "metric": f"KL(float || quantized), nats, {judges}",
         "before": result.before,
         "after": result.after if result.after == result.after else None,
         "history": {name: list(values) for name, values in result.history.items()},

@@ -7,11 +7,13 @@ import datetime
 import json
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fdda_deploy import __version__
 from fdda_deploy.config import to_dict, to_toml
+from fdda_deploy.engines.gpu import gpu_present
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.report.html import render_html
 from fdda_deploy.pipeline.report.schema import REPORT_SCHEMA, validate, without_nonfinite
@@ -30,6 +32,10 @@ _BEFORE = (
     "bench",
     "evaluate",
 )
+FEWEST_RECOGNISED = 50.0
+"""Percent of synthetic images given their label by the float network, below which we warn."""
+SHOWN = 3
+"""Skipped images that a warning spells out; the rest are counted."""
 _VERSIONS = (
     "fdda-deploy",
     "torch",
@@ -77,7 +83,7 @@ def _report(context: RunContext) -> dict[str, Any]:
         "recipe": synthesis["recipe"] or "none",
         "schedule": synthesis.get("schedule"),
         "notes": _notes(context),
-        "warnings": [*load["warnings"], *synthesis.get("warnings", [])],
+        "warnings": [*load["warnings"], *_image_warnings(synthesis), *_skipped(context)],
         "model": {
             "name": load["name"],
             "origin": load["origin"],
@@ -135,17 +141,62 @@ def _notes(context: RunContext) -> list[str]:
         )
     if synthesis.get("schedule"):
         notes.append(f"Synthesis: {synthesis['schedule']}.")
+    notes.append(_ranges_note(context, quantized))
+    engine = context.record("engine")
+    if engine["plan_bytes"] and engine["plan_bytes"] > engine["fp32_plan_bytes"]:
+        notes.append(
+            "The plan is larger than the float one: the INT8 kernels it carries for each layer "
+            "outweigh the bytes saved on weights this small."
+        )
+    if context.backend.backend == "rtx":
+        why = "was built without a GPU and cannot run" if not gpu_present() else "was not run"
+        notes.append(
+            f"The plan {why} here: accuracy was measured on the same graph in ONNX Runtime, and "
+            "GPU latency was not measured."
+        )
+    return notes
+
+
+def _image_warnings(synthesis: Mapping[str, Any]) -> list[str]:
+    """Returns what speaks against the synthetic images."""
+    if synthesis["recipe"] is None:
+        return []
+    warnings = list(synthesis["warnings"])
+    if synthesis["teacher_top1"] < FEWEST_RECOGNISED:
+        warnings.append(
+            f"The float network recognises {synthesis['teacher_top1']:.0f} % of the synthetic "
+            "images: the schedule was too short for its classes. Images it does not recognise "
+            "were used without labels. Take more steps (--num-steps), or --schedule published on "
+            "a GPU."
+        )
+    return warnings
+
+
+def _skipped(context: RunContext) -> list[str]:
+    """Names the damaged images that were left out, the first three of each set."""
+    found = []
+    for what, stage in (("calibration", "quantize"), ("evaluation", "evaluate")):
+        names = context.record(stage)["skipped"]
+        if names:
+            more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            some = "; ".join(names[:SHOWN])
+            found.append(f"{len(names)} damaged {what} images were skipped: {some}{more}.")
+    return found
+
+
+def _ranges_note(context: RunContext, quantized: Mapping[str, Any]) -> str:
     counts = quantized["calibrated_on"]
-    notes.append(
+    if context.config.quantize.scheme.weight_only:
+        return "Activations stay in floating point: no range was measured."
+    if quantized["ranges_from"] == "untrained-generator":
+        return (
+            f"Activation ranges come from {counts['synthetic']} images of the generator before its "
+            "first step, as published."
+        )
+    return (
         f"Activation ranges come from {counts['real']} real and {counts['synthetic']} synthetic "
         "images."
     )
-    if context.backend.backend == "rtx":
-        notes.append(
-            "The plan was built without a GPU and cannot run here: accuracy was measured on the "
-            "same graph in ONNX Runtime, and GPU latency was not measured."
-        )
-    return notes
 
 
 def _data(context: RunContext) -> dict[str, Any]:

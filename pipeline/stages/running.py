@@ -158,7 +158,7 @@ def _evaluate(context: RunContext, _folder: Path, progress: Progress) -> Record:
     parity = _parity(context)
     images = context.evaluation
     if images is None or images.labels is None:
-        return {"accuracy": None, "evaluation": None, "parity": parity}
+        return {"accuracy": None, "evaluation": None, "parity": parity, "skipped": []}
     batch = context.config.run.batch_size
     with _graph_runner(context, context.file("load", "model.fp32.onnx")) as runner:
         before = evaluate(_predictor(runner), images, batch, _said(progress, "float accuracy"))
@@ -181,6 +181,7 @@ def _evaluate(context: RunContext, _folder: Path, progress: Progress) -> Record:
             "skipped": len(images.skipped),
         },
         "parity": parity,
+        "skipped": list(images.skipped),
     }
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from fdda_deploy.errors import CalibrationError
 from fdda_deploy.pipeline.preprocessing import uint8_from_normalized
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.report.contact_sheet import contact_sheet_png
@@ -76,8 +77,14 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
         device=context.device,
         seed=context.config.run.seed,
         checkpoint=folder / CHECKPOINT,
+        checkpoint_every_seconds=context.checkpoint_every_seconds,
         progress=progress,
     )
+    if not bool(result.images.isfinite().all()):
+        raise CalibrationError(
+            f"--recipe {recipe.name}: the generator diverged at once, its images are not finite. "
+            "Lower lr under [synthesis.overrides]."
+        )
     if not recipe.interleave_finetune:
         (folder / CHECKPOINT).unlink(missing_ok=True)
     _write_images(context, folder, result)
@@ -97,7 +104,8 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
 
 
 def _write_images(context: RunContext, folder: Path, result: SyntheticImages) -> None:
-    save_file({"images": result.images, "labels": result.labels}, folder / IMAGES)
+    tensors = {"images": result.images, "labels": result.labels}
+    (folder / IMAGES).write_bytes(save(tensors))  # a full disk is then an OSError
     pixels = uint8_from_normalized(result.images, context.preprocessing)
     labels = result.labels.numpy()
     with (folder / "images.npz").open("wb") as file:

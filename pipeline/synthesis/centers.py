@@ -148,7 +148,11 @@ def class_centers(
 
 
 def save_class_centers(centers: ClassCenters, path: Path) -> None:
-    """Writes ``centers`` as a safetensors file, whole or not at all."""
+    """Writes ``centers`` as a safetensors file, whole or not at all.
+
+    Raises:
+        CalibrationError: It cannot be written: the disk is full, for instance.
+    """
     tensors = {"counts": centers.counts, "correct": centers.correct}
     for index, mean, variance in zip(
         centers.layer_indices, centers.means, centers.variances, strict=True
@@ -162,6 +166,12 @@ def save_class_centers(centers: ClassCenters, path: Path) -> None:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+    except SafetensorError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CalibrationError(
+            f"{path}: the class centers cannot be written ({reason}). Free some space, then run "
+            "the same command to continue."
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

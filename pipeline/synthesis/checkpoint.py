@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -47,9 +48,11 @@ class CheckpointStore:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f"{self.path.name}.part")
         content = {"identity": self.identity, "history": history, "state": synthesizer.state()}
+        buffer = io.BytesIO()  # torch would hide a full disk behind an error of its own
+        torch.save(content, buffer)
         try:
             with partial.open("wb") as file:
-                torch.save(content, file)
+                file.write(buffer.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self.path)

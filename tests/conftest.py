@@ -1,0 +1,46 @@
+"""What tests of several folders share; being here also puts this folder on the import path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from refused import CLASSES, Shell
+
+
+@pytest.fixture(scope="session")
+def input_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nets.py with its weights, photos/ with a folder per class, classes.txt, calib.npz."""
+    import numpy as np
+    from PIL import Image
+    from road_networks import write_images, write_networks
+
+    folder = tmp_path_factory.mktemp("input")
+    write_networks(folder)
+    write_images(folder / "calib.npz", 12)
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        place = folder / "photos" / CLASSES[index % 4]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{index}.png")
+    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    return folder
+
+
+@pytest.fixture
+def shell(
+    input_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Shell]:
+    """Runs commands on those networks and images, with short benches."""
+    import torch
+
+    from fdda_deploy.pipeline.stages import running
+
+    monkeypatch.setattr(running, "BENCH_SECONDS", 0.02)
+    threads = torch.get_num_threads()
+    yield Shell(input_folder, tmp_path / "out", capsys)
+    torch.set_num_threads(threads)
