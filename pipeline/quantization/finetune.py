@@ -17,6 +17,10 @@ Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 """Gives (images, labels) of a batch; label -1 means unknown."""
 
 
+HISTORY_POINTS = 200
+"""About how many points a loss curve keeps."""
+
+
 @dataclass(frozen=True)
 class FinetuneSettings:
     """One student schedule.
@@ -57,7 +61,9 @@ class FinetuneResult:
         kept: The fine-tuned weights are better on held-out images, and stay.
         before: Mean KL(teacher || student) on the held-out images before, in nats.
         after: The same afterwards.
+        steps: SGD steps taken.
         history: Loss curves, one value per recorded step.
+        history_every: Steps between two recorded ones.
     """
 
     kept: bool
@@ -65,6 +71,7 @@ class FinetuneResult:
     after: float
     steps: int
     history: dict[str, list[float]] = field(default_factory=dict)
+    history_every: int = 1
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -147,10 +154,33 @@ def finetune(
     start = {name: value.detach().clone() for name, value in network.named_parameters()}
     before = divergence(network, teacher, held_out, device)
     network.requires_grad_(True)
+    generator = torch.Generator().manual_seed(seed)
+    losses = _train(network, teacher, draws, settings, generator, progress)
+    network.requires_grad_(False)
+    after = divergence(network, teacher, held_out, device)
+    kept = after < before  # NaN compares false: a diverged student is never kept
+    if not kept:
+        with torch.no_grad():
+            for name, value in network.named_parameters():
+                value.copy_(start[name])
+    every = max(1, len(losses) // HISTORY_POINTS)
+    history = {"student_loss": [float(value) for value in losses[::every]]}
+    return FinetuneResult(kept, before, after, settings.num_steps, history, every)
+
+
+def _train(
+    network: QuantNetwork,
+    teacher: nn.Module,
+    draws: list[Draw],
+    settings: FinetuneSettings,
+    generator: torch.Generator,
+    progress: Progress | None,
+) -> list[Tensor]:
+    """Takes all steps; returns the loss of each, still on the device."""
+    device = next(network.parameters()).device
     optimizer = _optimizer(network, settings)
     period = settings.cosine_period_steps or settings.num_steps
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=period)
-    generator = torch.Generator().manual_seed(seed)
     losses: list[Tensor] = []
     for step in range(settings.num_steps):
         images, labels = _batch(draws, settings, generator, device)
@@ -164,16 +194,7 @@ def finetune(
         losses.append(loss.detach())
         if progress is not None:
             progress(step + 1, settings.num_steps, "fine-tuning")
-    network.requires_grad_(False)
-    after = divergence(network, teacher, held_out, device)
-    kept = after < before  # NaN compares false: a diverged student is never kept
-    if not kept:
-        with torch.no_grad():
-            for name, value in network.named_parameters():
-                value.copy_(start[name])
-    every = max(1, len(losses) // 200)
-    history = {"student_loss": [float(value) for value in losses[::every]]}
-    return FinetuneResult(kept, before, after, settings.num_steps, history)
+    return losses
 
 
 @torch.no_grad()

@@ -115,8 +115,10 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
         num_images=sum(counts),
         progress=progress,
     )
-    progress(0, 0, "correcting biases")
-    correction = _correct_biases(context, network, pool)
+    correction = None
+    if recipe is None or recipe.quantize_everything:  # the published FDDA corrects nothing
+        progress(0, 0, "correcting biases")
+        correction = _correct_biases(context, network, pool)
     result = _finetune(context, network, pool, progress) if settings.finetune else None
     progress(0, 0, "measuring layers")
     errors = layer_errors(
@@ -205,6 +207,7 @@ def _finetune_record(result: FinetuneResult, holds_out: bool) -> dict[str, Json]
         "before": result.before,
         "after": result.after if result.after == result.after else None,
         "history": {name: list(values) for name, values in result.history.items()},
+        "history_every": result.history_every,
         "reason": reason,
     }
 

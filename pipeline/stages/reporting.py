@@ -36,6 +36,8 @@ FEWEST_RECOGNISED = 50.0
 """Percent of synthetic images given their label by the float network, below which we warn."""
 SHOWN = 3
 """Skipped images that a warning spells out; the rest are counted."""
+_MODEL = ("name", "origin", "digest", "parameters", "input", "classes", "batchnorm_layers")
+_ENGINE = ("backend", "version", "status", "plan_bytes", "seconds", "detail")
 _VERSIONS = (
     "fdda-deploy",
     "torch",
@@ -67,10 +69,9 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
 
 def _report(context: RunContext) -> dict[str, Any]:
     config, load = context.config, context.record("load")
-    evaluated, engine = context.record("evaluate"), context.record("engine")
+    evaluated = context.record("evaluate")
     synthesis, quantized = context.record("synthesize"), context.record("quantize")
     check = context.record("check")
-    exported = context.record("export")
     return {
         "schema": REPORT_SCHEMA,
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -84,36 +85,17 @@ def _report(context: RunContext) -> dict[str, Any]:
         "schedule": synthesis.get("schedule"),
         "notes": _notes(context),
         "warnings": [*load["warnings"], *_image_warnings(synthesis), *_skipped(context)],
-        "model": {
-            "name": load["name"],
-            "origin": load["origin"],
-            "digest": load["digest"],
-            "parameters": load["parameters"],
-            "input": load["input"],
-            "classes": load["classes"],
-            "batchnorm_layers": load["batchnorm_layers"],
-            "preprocessing": load["described"],
-        },
+        "model": {key: load[key] for key in _MODEL} | {"preprocessing": load["described"]},
         "data": _data(context),
         "accuracy": evaluated["accuracy"],
-        "bytes": {
-            "fp32_onnx": exported["fp32_bytes"],
-            "qdq_onnx": exported["qdq_bytes"],
-            "plan": engine["plan_bytes"],
-            "fp32_plan": engine["fp32_plan_bytes"],
-        },
+        "bytes": _bytes(context),
         "layers": quantized["layers"],
         "parity": evaluated["parity"],
         "check": {k: check[k] for k in ("errors", "warnings", "notes", "findings")}
         if check["applies"]
         else None,
-        "engine": {
-            **{
-                k: engine[k]
-                for k in ("backend", "version", "status", "plan_bytes", "seconds", "detail")
-            },
-            "compute_capabilities": list(config.engine.sm),
-        },
+        "engine": {key: context.record("engine")[key] for key in _ENGINE}
+        | {"compute_capabilities": list(config.engine.sm)},
         "bench": context.record("bench"),
         "synthesis": _synthesis(load, synthesis),
         "finetune": quantized["finetune"],
@@ -126,6 +108,16 @@ def _report(context: RunContext) -> dict[str, Any]:
         | {"python": sys.version.split()[0]},
         "seed": config.run.seed,
         "config": to_dict(config),
+    }
+
+
+def _bytes(context: RunContext) -> dict[str, int | None]:
+    exported, engine = context.record("export"), context.record("engine")
+    return {
+        "fp32_onnx": exported["fp32_bytes"],
+        "qdq_onnx": exported["qdq_bytes"],
+        "plan": engine["plan_bytes"],
+        "fp32_plan": engine["fp32_plan_bytes"],
     }
 
 
@@ -142,6 +134,13 @@ def _notes(context: RunContext) -> list[str]:
     if synthesis.get("schedule"):
         notes.append(f"Synthesis: {synthesis['schedule']}.")
     notes.append(_ranges_note(context, quantized))
+    correction = quantized["bias_correction"]
+    if correction is not None:
+        notes.append(
+            f"Bias correction of {correction['biases']} layers was "
+            f"{'kept' if correction['kept'] else 'taken back'}: KL(float || quantized) on held-out "
+            f"images went from {correction['before']:.3g} to {correction['after']:.3g} nats."
+        )
     engine = context.record("engine")
     if engine["plan_bytes"] and engine["plan_bytes"] > engine["fp32_plan_bytes"]:
         notes.append(
