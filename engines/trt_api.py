@@ -43,10 +43,7 @@ IMPORTS = {
     "tensorrt_rtx": ("tensorrt_rtx_libs", "tensorrt_rtx_bindings"),  # the libraries load first
 }
 INSTALL = {
-    "tensorrt": (
-        "pip install 'tensorrt>=10.13,<12' cuda-bindings "
-        "--extra-index-url https://pypi.nvidia.com"  # on PyPI itself the package is a stub
-    ),
+    "tensorrt": "pip install 'tensorrt>=10.13,<12' cuda-bindings",
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
 }
 OLDEST_TENSORRT = (10, 13)
