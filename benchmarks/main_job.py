@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--scheme", nargs="*", help="instead of the default ones")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
     machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "gpu": "none"}
     with tempfile.TemporaryDirectory() as scratch:
