@@ -23,6 +23,7 @@ from fdda_deploy.pipeline.quantization.finetune import (
     frozen_copy,
 )
 from fdda_deploy.pipeline.quantization.layers import LayerError, correct_biases, layer_errors
+from fdda_deploy.pipeline.quantization.ties import settle_ties
 from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
 from fdda_deploy.pipeline.stages.grids import RECORD, save_grids
 from fdda_deploy.pipeline.stages.images import Pool
@@ -36,6 +37,7 @@ REDUCED_FINETUNE_STEPS = {"small": 300, "large": 40}
 """Student steps where the generator's schedule is reduced, up to 64 px and above."""
 LAYER_IMAGES = 16
 BIAS_IMAGES = 128
+TIE_PIXELS = 2**19
 
 
 def _inputs(context: RunContext) -> dict[str, Json]:
@@ -120,6 +122,7 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
         progress(0, 0, "correcting biases")
         correction = _correct_biases(context, network, pool)
     result = _finetune(context, network, pool, progress) if settings.finetune else None
+    settle_ties(network, pool.sample(_tie_images(context)), context.device)
     progress(0, 0, "measuring layers")
     errors = layer_errors(
         network, context.float_graph.module, pool.sample(LAYER_IMAGES), context.device
@@ -140,6 +143,12 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
         "finetune": None if result is None else _finetune_record(result, pool.holds_out),
         "layers": _layers(placement, context, errors),
     }
+
+
+def _tie_images(context: RunContext) -> int:
+    """Returns how many images show which values are common, about half a million pixels."""
+    height, width = context.preprocessing.shape[1:]
+    return min(BIAS_IMAGES, max(8, TIE_PIXELS // (height * width)))
 
 
 def _correct_biases(context: RunContext, network: QuantNetwork, pool: Pool) -> dict[str, Json]:

@@ -1,4 +1,4 @@
-"""Three tiny trained-looking networks, and the whole chain from module to Q/DQ graph on each."""
+"""Three tiny networks, and the whole chain from module to Q/DQ graph on any network."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from fdda_deploy.pipeline.quantization.calibrate import calibrate
 from fdda_deploy.pipeline.quantization.convert import GraphMap, QuantNetwork, convert
 from fdda_deploy.pipeline.quantization.fold import fold_batch_norm
 from fdda_deploy.pipeline.quantization.layers import correct_biases
+from fdda_deploy.pipeline.quantization.ties import settle_ties
 from fdda_deploy.quant.scheme import scheme_from_name
 
 SHAPE = (3, 8, 8)
@@ -147,6 +148,7 @@ def build_chain(
     network = convert(graph.module, placement, names).eval()
     calibrate(network, calibration.split(64), observer=observer)
     correct_biases(network, graph.module, calibration[:64], CPU)
+    settle_ties(network, calibration[:128], CPU)
     grids = Grids(
         network.activation_qparams(), network.integer_weights(), network.float_parameters()
     )
