@@ -25,14 +25,19 @@ class Difference:
     Attributes:
         tensor: ONNX name.
         count: Elements.
-        flips: Elements whose integers differ.
         steps: Largest difference between two integers.
+        flips_by_image: ``(N,)``, elements whose integers differ.
     """
 
     tensor: str
     count: int
-    flips: int
     steps: int
+    flips_by_image: Array
+
+    @property
+    def flips(self) -> int:
+        """Elements whose integers differ."""
+        return int(self.flips_by_image.sum())
 
 
 def run_onnx(model: onnx.ModelProto, x: Tensor) -> dict[str, Array]:
@@ -130,7 +135,8 @@ class _FedAtNodes(fx.Interpreter):
 
 def _difference(tensor: str, ours: Array, theirs: Array) -> Difference:
     steps = np.abs(ours.reshape(theirs.shape).astype(np.int16) - theirs.astype(np.int16))
-    return Difference(tensor, steps.size, int((steps > 0).sum()), int(steps.max()))
+    by_image = (steps > 0).reshape(len(steps), -1).sum(axis=1)
+    return Difference(tensor, steps.size, int(steps.max()), by_image)
 
 
 def relative_l2(ours: Array, theirs: Array) -> float:

@@ -16,7 +16,11 @@ from fdda_deploy.pipeline.report.schema import REPORT_SCHEMA, Report, validate, 
 
 REPORTS = pytest.mark.parametrize("build", [full_report, bare_report], ids=["full", "bare"])
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=5,
 )
