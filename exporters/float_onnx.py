@@ -79,7 +79,7 @@ def export_float(folded: fx.GraphModule, image_shape: tuple[int, int, int]) -> F
                 input_names=[names.INPUT],
                 output_names=[names.OUTPUT],
                 opset_version=OPSET,
-                optimize=True,
+                optimize=False,
                 verbose=False,
                 dynamo=True,
             )
