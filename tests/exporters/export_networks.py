@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
-import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # its name everywhere
 
 from fdda_deploy.exporters.float_onnx import FloatGraph, export_float
-from fdda_deploy.exporters.placement import place
-from fdda_deploy.exporters.qdq import Grids
 from fdda_deploy.pipeline.network import trace
 from fdda_deploy.pipeline.quantization.fold import fold_batch_norm
-from fdda_deploy.quant.affine import qparams_from_amax, quantize, signed_range
-from fdda_deploy.quant.points import Placement, WeightPoint
-from fdda_deploy.quant.qparams import QParams
-from fdda_deploy.quant.scheme import scheme_from_name
 
 SHAPE = (3, 8, 8)
 
@@ -50,32 +41,6 @@ def graph_of(kind: type[nn.Module], *arguments: int) -> FloatGraph:
 
 def images(count: int = 4, shape: tuple[int, int, int] = SHAPE) -> Tensor:
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(1))
-
-
-def run_onnx(model: onnx.ModelProto, x: Tensor) -> np.ndarray:
-    """Returns the logits that ONNX Runtime computes from the graph as it is written."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, {"input": x.numpy()})[0]
-
-
-def placed(
-    graph: FloatGraph, scheme: str, target: str, everything: bool = True, first_last_bits: int = 8
-) -> Placement:
-    return place(
-        graph.proto,
-        scheme_from_name(scheme, first_last_bits),
-        target,
-        torch_tensors=graph.fx_from_tensor,
-        parameters=graph.parameter_from_initializer,
-        everything=everything,
-    )
 
 
 class Residual(nn.Module):
@@ -320,29 +285,3 @@ EVERY_NETWORK = (
     Transposed,
     WideHead,
 )
-
-
-def grids_of(graph: FloatGraph, placement: Placement) -> Grids:
-    """Returns plain grids for every point: weights by their amax, activations up to 3."""
-    held = {t.name: numpy_helper.to_array(t) for t in graph.proto.graph.initializer}
-    activations = {}
-    for index, point in enumerate(placement.activations):
-        qmin, qmax = signed_range(point.num_bits)
-        if index % 2 and point.num_bits < 8:
-            qmin, qmax = 0, qmax - qmin  # the lopsided grids behind a ReLU
-        activations[point.tensor] = QParams(np.float32(3 / qmax), qmin, qmax)
-    weights = {}
-    for point in placement.weights:
-        grid = _weight_grid(held[point.initializer], point)
-        weights[point.initializer] = (quantize(held[point.initializer], grid), grid)
-    return Grids(activations, weights, {})
-
-
-def _weight_grid(weight: np.ndarray, point: WeightPoint) -> QParams:
-    others = tuple(d for d in range(weight.ndim) if d != point.axis)
-    if point.block_size is None:
-        return qparams_from_amax(np.abs(weight).max(axis=others), point.num_bits, point.axis)
-    shape = list(weight.shape)
-    shape[point.axis] //= point.block_size
-    qmin, qmax = signed_range(point.num_bits)
-    return QParams(np.full(shape, 0.1), qmin, qmax, point.axis, block_size=point.block_size)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from export_grids import run_onnx
 from export_networks import (
     EVERY_NETWORK,
     SHAPE,
@@ -24,7 +25,6 @@ from export_networks import (
     exported,
     graph_of,
     images,
-    run_onnx,
     seeded,
 )
 from onnx import numpy_helper

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import onnx
 import pytest
+from export_grids import conv_model, gemm_model, place_plain, placed, weights_of
 from export_networks import (
     EVERY_NETWORK,
     ComputedWeights,
     Depthwise,
     DepthwiseFirst,
-    FreshlyMade,
     PadSliceConcat,
     PreActivation,
     Residual,
     SaidTwice,
-    SharedModule,
     Transposed,
     exported,
     graph_of,
-    placed,
 )
-from onnx import TensorProto, helper
+from onnx import helper
 from torch import Tensor, nn
 
 from fdda_deploy.errors import ConfigError, ExportError
-from fdda_deploy.exporters.placement import TABLE, TARGETS, place
-from fdda_deploy.quant.points import ActivationPoint, Placement, WeightPoint
-from fdda_deploy.quant.scheme import scheme_from_name
+from fdda_deploy.exporters.placement import TABLE, TARGETS
+from fdda_deploy.quant.points import ActivationPoint, Placement
 
 
 def activations_of(placement: Placement) -> dict[str, ActivationPoint]:
     return {point.tensor: point for point in placement.activations}
-
-
-def weights_of(placement: Placement) -> dict[str, WeightPoint]:
-    return {point.initializer: point for point in placement.weights}
 
 
 def edges_of(placement: Placement) -> set[tuple[str, int]]:
@@ -105,8 +97,8 @@ def test_depthwise_stays_float_on_rtx_with_its_reason_and_is_quantized_on_trt():
 
 def test_two_channels_per_group_stay_float_on_rtx_and_four_do_not():
     assert placed(graph_of(Transposed), "w8a8", "rtx").left_float == ()
-    thin = _conv_model(channels=8, groups=4)
-    placement = _place_plain(thin, "rtx")
+    thin = conv_model(channels=8, groups=4)
+    placement = place_plain(thin, "rtx")
     assert [node for node, _ in placement.left_float] == ["conv"]
 
 
@@ -125,45 +117,6 @@ def test_outputs_of_convolutions_are_quantized_for_onnx_runtime_alone():
     everything = activations_of(placed(graph, "w8a8", "ort-cpu"))
     assert "logits" not in everything
     assert "expand/Conv_output" not in everything, "the pair goes behind the activation"
-
-
-@pytest.mark.parametrize("kind", EVERY_NETWORK, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("target", TARGETS)
-def test_weight_only_touches_no_activation(kind, target):
-    placement = placed(graph_of(kind), "w8a16", target)
-    assert placement.activations == ()
-    assert {point.num_bits for point in placement.weights} == {8}
-
-
-def test_int4_convolutions_are_stored_as_int4_on_rtx_alone():
-    layouts = {
-        target: weights_of(placed(graph_of(Residual), "w4a16", target))["conv1.weight"]
-        for target in TARGETS
-    }
-    assert {t: p.storage for t, p in layouts.items()} == {
-        "rtx": "int4",
-        "trt": "int8",
-        "ort-cpu": "int8",
-    }
-    assert {(p.num_bits, p.axis, p.block_size) for p in layouts.values()} == {(4, 0, None)}
-
-
-@pytest.mark.parametrize(
-    ("k", "block"), [(256, 128), (192, 64), (128, 128), (96, None), (63, None)]
-)
-def test_int4_matrices_take_the_longest_block_that_divides_k(k, block):
-    for target in TARGETS:
-        (point,) = _place_plain(_gemm_model(k), target, "w4a16", 4).weights
-        if block is None or target == "ort-cpu":
-            assert (point.storage, point.block_size, point.axis) == ("int8", None, 0)
-        else:
-            assert (point.storage, point.block_size, point.axis) == ("int4", block, 1)
-
-
-def test_depthwise_filters_keep_eight_bits_in_weight_only_schemes():
-    points = weights_of(placed(graph_of(Depthwise), "w4a16", "rtx"))
-    assert points["depthwise.weight"].num_bits == 8
-    assert points["expand.weight"].num_bits == 4
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -207,24 +160,6 @@ def test_published_protocol_has_no_point_that_nobody_reads():
     )
 
 
-def test_output_axis_follows_the_operator():
-    axes = {
-        name: p.axis for name, p in weights_of(placed(graph_of(Transposed), "w8a8", "trt")).items()
-    }
-    assert axes == {"stem.weight": 0, "up.weight": 1, "grouped.weight": 0, "head.weight": 0}
-
-
-def test_shared_weight_is_one_point_with_both_readers():
-    point = weights_of(placed(graph_of(SharedModule), "w8a8", "trt"))["block.weight"]
-    assert point.consumers == ("block/Conv", "block/Conv_1")
-
-
-def test_equal_layers_are_two_points():
-    assert {"fc1.weight", "fc2.weight"} <= set(
-        weights_of(placed(graph_of(FreshlyMade), "w8a8", "trt"))
-    )
-
-
 def test_weights_computed_in_the_graph_stay_float_with_the_reason():
     placement = placed(graph_of(ComputedWeights), "w8a8", "trt")
     assert list(weights_of(placement)) == ["head.weight"]
@@ -235,25 +170,25 @@ def test_weights_computed_in_the_graph_stay_float_with_the_reason():
 
 
 def test_weight_that_something_else_reads_stays_float():
-    model = _gemm_model(16)
+    model = gemm_model(16)
     model.graph.node.append(helper.make_node("ReduceSum", ["w"], ["sum"], name="norm"))
-    placement = _place_plain(model, "trt")
+    placement = place_plain(model, "trt")
     assert placement.left_float == (("fc", "norm reads its weight in float too"),)
     assert placement.weights == ()
     assert placement.activations == ()
 
 
 def test_weight_read_along_two_axes_stays_float():
-    model = _gemm_model(16, out=16)
+    model = gemm_model(16, out=16)
     model.graph.node.append(helper.make_node("MatMul", ["logits", "w"], ["again"], name="back"))
-    placement = _place_plain(model, "trt")
+    placement = place_plain(model, "trt")
     assert {reason for _, reason in placement.left_float} == {
         "its weight is read along two different output axes"
     }
 
 
 def test_layer_whose_input_has_no_torch_twin_stays_float():
-    placement = _place_plain(_gemm_model(16), "trt", torch_tensors=())
+    placement = place_plain(gemm_model(16), "trt", torch_tensors=())
     assert placement.left_float == (("fc", "its input has no torch tensor to calibrate on"),)
 
 
@@ -286,40 +221,3 @@ def test_every_row_says_why_and_is_used():
     for row in TABLE.values():
         assert row.reason.endswith(".")
         assert row.targets <= set(TARGETS)
-
-
-def _place_plain(
-    model: onnx.ModelProto,
-    target: str,
-    scheme: str = "w8a8",
-    first_last_bits: int = 8,
-    torch_tensors: tuple[str, ...] = ("input", "logits"),
-) -> Placement:
-    return place(
-        model,
-        scheme_from_name(scheme, first_last_bits),
-        target,
-        torch_tensors=torch_tensors,
-        parameters={"w": ("w", False)},
-    )
-
-
-def _gemm_model(k: int, out: int = 10) -> onnx.ModelProto:
-    return _model(helper.make_node("Gemm", ["input", "w"], ["logits"], "fc", transB=1), (out, k))
-
-
-def _conv_model(channels: int, groups: int) -> onnx.ModelProto:
-    node = helper.make_node("Conv", ["input", "w"], ["logits"], "conv", group=groups)
-    return _model(node, (channels, channels // groups, 1, 1))
-
-
-def _model(node: onnx.NodeProto, shape: tuple[int, ...]) -> onnx.ModelProto:
-    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=shape)
-    graph = helper.make_graph(
-        [node],
-        "plain",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, None)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
-        [weight],
-    )
-    return helper.make_model(graph)

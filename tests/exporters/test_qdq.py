@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import onnx
 import pytest
+from export_grids import grids_of, placed, run_onnx
 from export_networks import (
     EVERY_NETWORK,
     Depthwise,
@@ -15,10 +16,7 @@ from export_networks import (
     SharedModule,
     WideHead,
     graph_of,
-    grids_of,
     images,
-    placed,
-    run_onnx,
 )
 from onnx import TensorProto, numpy_helper
 
