@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import resource
@@ -239,4 +238,3 @@ REPORT = Stage(
     _run,
     {"report.json": "report.json", "report.html": "report.html", "config.toml": "config.toml"},
 )
-__all__ = ["REPORT", "dataclasses", "peak_rss_mib"]
