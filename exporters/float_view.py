@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 import onnx
@@ -60,6 +61,36 @@ class FloatView:
         """Returns the nodes that multiply an activation by a constant weight, in graph order."""
         found = (self._weighted(node) for node in self.proto.node)
         return [entry for entry in found if entry is not None]
+
+    def skip_input(self, node: onnx.NodeProto, quantized: Container[str]) -> int | None:
+        """Returns the input index of a residual addition that is the skip, None elsewhere.
+
+        The other input comes straight from a quantized convolution or linear layer; when both do (a
+        projection shortcut), the one computed last is the main branch that the addition fuses into.
+        """
+        if node.op_type != "Add" or any(t in self.initializers for t in node.input):
+            return None
+        producers = [self.producer.get(tensor) for tensor in node.input]
+        fusable = [
+            producer is not None and producer.name in quantized and len(self.consumers[tensor]) == 1
+            for producer, tensor in zip(producers, node.input, strict=True)
+        ]
+        if not any(fusable):
+            return None
+        if all(fusable):
+            order = {entry.name: index for index, entry in enumerate(self.proto.node)}
+            first, second = (order[producer.name] for producer in producers if producer is not None)
+            return 0 if first < second else 1
+        return 1 if fusable[0] else 0
+
+    def is_add(self, edge: tuple[str, int]) -> bool:
+        """Returns whether the (node name, input index) pair belongs to an addition."""
+        return any(node.name == edge[0] and node.op_type == "Add" for node in self.proto.node)
+
+    def tensors(self) -> list[str]:
+        """Returns the graph's inputs and all that its nodes compute, in graph order."""
+        computed = [tensor for node in self.proto.node for tensor in node.output]
+        return [*(value.name for value in self.proto.input), *computed]
 
     def _weighted(self, node: onnx.NodeProto) -> WeightedNode | None:
         if node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:

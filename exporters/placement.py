@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
 
 from fdda_deploy.errors import ConfigError, ExportError
 from fdda_deploy.exporters.float_view import FloatView, WeightedNode
-from fdda_deploy.exporters.weight_layout import weight_points
+from fdda_deploy.exporters.weight_layout import (
+    Widths,
+    check_widths,
+    input_bits,
+    left_by_choice,
+    raised_to,
+    weight_points,
+)
 from fdda_deploy.quant.points import ActivationPoint, Placement
 from fdda_deploy.quant.scheme import Scheme
 
@@ -96,6 +103,7 @@ def place(
     torch_tensors: Collection[str],
     parameters: Mapping[str, object],
     everything: bool = True,
+    widths: Widths | None = None,
 ) -> Placement:
     """Returns every point of ``model`` that ``scheme`` quantizes on ``target``.
 
@@ -107,10 +115,15 @@ def place(
         parameters: Weight initializers that have a torch parameter.
         everything: False leaves in float what the published FDDA code leaves: the network input,
             the last layer's input, skip inputs and tensors without an activation function.
+        widths: Weight bits by node name for layers that differ from ``scheme``; None leaves the
+            layer in float, and so does None for one of several readers of a weight. The input of a
+            layer raised above ``scheme`` gets as many bits, and so do the skip that is added to it
+            and, where outputs are quantized, its output; a tensor the most that is wanted.
 
     Raises:
         ConfigError: Unknown target.
-        ExportError: The network has no layer that can be quantized.
+        ExportError: The network has no layer that can be quantized; ``widths`` names no layer of
+            it, or a width outside 2 to 8.
     """
     if target not in TARGETS:
         raise ConfigError(f"--target {target}: want one of {', '.join(TARGETS)}.")
@@ -118,22 +131,26 @@ def place(
     weighted = graph.weighted()
     if not weighted:
         raise ExportError("the network has no convolution or linear layer: nothing to quantize.")
+    chosen = widths or {}
+    check_widths(weighted, chosen)
     ends = {weighted[0].node.name, weighted[-1].node.name}
     left: list[tuple[str, str]] = []
     kept: list[WeightedNode] = []
-    shared = _read_otherwise(graph, weighted)
+    shared, by_choice = _read_otherwise(graph, weighted), left_by_choice(weighted, chosen)
     for entry in weighted:
-        reason = shared.get(entry.weight) or _reason_to_leave(
-            entry, scheme, target, torch_tensors, parameters
+        reason = (
+            shared.get(entry.weight)
+            or _reason_to_leave(entry, scheme, target, torch_tensors, parameters)
+            or by_choice.get(entry.weight)
         )
         if reason is None:
             kept.append(entry)
         else:
             left.append((entry.node.name, reason))
-    weights = weight_points(kept, scheme, target, ends)
+    weights = weight_points(kept, scheme, target, ends, chosen)
     activations: tuple[ActivationPoint, ...] = ()
     if not scheme.weight_only:
-        activations = _activation_points(graph, kept, scheme, target, ends, torch_tensors)
+        activations = _activation_points(graph, kept, scheme, target, ends, torch_tensors, chosen)
         if not everything:
             activations = _published_points(graph, activations, weighted[-1].node.input[0])
     return Placement(target, scheme.name, activations, weights, tuple(left))
@@ -146,7 +163,7 @@ def _published_points(
     found = []
     for point in points:
         producer = graph.producer.get(point.tensor)
-        edges = tuple(edge for edge in point.consumers if not _is_add(graph, edge))
+        edges = tuple(edge for edge in point.consumers if not graph.is_add(edge))
         if edges and point.tensor != last and producer and producer.op_type in _ACTIVATIONS:
             found.append(dataclasses.replace(point, consumers=edges))
     return tuple(found)
@@ -200,6 +217,7 @@ def _activation_points(
     target: str,
     ends: set[str],
     torch_tensors: Collection[str],
+    widths: Widths,
 ) -> tuple[ActivationPoint, ...]:
     consumers: dict[str, list[tuple[str, int]]] = defaultdict(list)
     rows: dict[str, str] = {}
@@ -208,70 +226,45 @@ def _activation_points(
         tensor = entry.node.input[0]
         consumers[tensor].append((entry.node.name, 0))
         rows.setdefault(tensor, "weighted-input")
-        if entry.node.name in ends:
-            bits[tensor] = max(bits[tensor], scheme.first_last_bits)
-    quantized = {entry.node.name for entry in kept}
+        bits[tensor] = max(bits[tensor], input_bits(entry, scheme, ends, widths))
+    raised = {entry.node.name: raised_to(entry, scheme, ends, widths) for entry in kept}
     for node in graph.proto.node:
-        skip = _skip_input(graph, node, quantized)
+        skip = graph.skip_input(node, raised)
         if skip is not None and node.input[skip] in torch_tensors:
-            consumers[node.input[skip]].append((node.name, skip))
-            rows.setdefault(node.input[skip], "residual-skip")
+            tensor, fused = node.input[skip], graph.producer[node.input[1 - skip]].name
+            consumers[tensor].append((node.name, skip))
+            rows.setdefault(tensor, "residual-skip")
+            bits[tensor] = max(bits[tensor], raised[fused])
     if target in TABLE["weighted-output"].targets:
-        _add_outputs(graph, kept, consumers, rows, torch_tensors)
-    order = {t: index for index, t in enumerate(_tensors(graph.proto))}
+        left = widths.keys() - raised.keys()
+        for tensor, entry, edges in _outputs(graph, kept, torch_tensors, left):
+            known = set(consumers[tensor])
+            consumers[tensor].extend(edge for edge in edges if edge not in known)
+            rows.setdefault(tensor, "weighted-output")
+            bits[tensor] = max(bits[tensor], raised[entry.node.name])
+    order = {t: index for index, t in enumerate(graph.tensors())}
     return tuple(
         ActivationPoint(tensor, tuple(consumers[tensor]), bits[tensor], rows[tensor])
         for tensor in sorted(consumers, key=lambda name: order[name])
     )
 
 
-def _skip_input(graph: FloatView, node: onnx.NodeProto, quantized: set[str]) -> int | None:
-    """Returns the input index of a residual addition that is the skip, None elsewhere.
-
-    The other input comes straight from a quantized convolution or linear layer; when both do (a
-    projection shortcut), the one computed last is the main branch that the addition fuses into.
-    """
-    if node.op_type != "Add" or any(t in graph.initializers for t in node.input):
-        return None
-    producers = [graph.producer.get(tensor) for tensor in node.input]
-    fusable = [
-        producer is not None and producer.name in quantized and len(graph.consumers[tensor]) == 1
-        for producer, tensor in zip(producers, node.input, strict=True)
-    ]
-    if not any(fusable):
-        return None
-    if all(fusable):
-        order = {entry.name: index for index, entry in enumerate(graph.proto.node)}
-        first, second = (order[producer.name] for producer in producers if producer is not None)
-        return 0 if first < second else 1
-    return 1 if fusable[0] else 0
-
-
-def _is_add(graph: FloatView, edge: tuple[str, int]) -> bool:
-    return any(node.name == edge[0] and node.op_type == "Add" for node in graph.proto.node)
-
-
-def _add_outputs(
+def _outputs(
     graph: FloatView,
     kept: list[WeightedNode],
-    consumers: dict[str, list[tuple[str, int]]],
-    rows: dict[str, str],
     torch_tensors: Collection[str],
-) -> None:
-    """Quantizes the outputs of weighted nodes, behind their activation, for ONNX Runtime."""
+    left: Collection[str],
+) -> Iterator[tuple[str, WeightedNode, list[tuple[str, int]]]]:
+    """Yields the outputs of weighted nodes, behind their activation, and who reads them quantized.
+
+    ONNX Runtime wants them so. Layers that were ``left`` in float by choice read the float value.
+    """
     outputs = {value.name for value in graph.proto.output}
     for entry in kept:
         tensor = entry.node.output[0]
         readers = graph.consumers[tensor]
         if len(readers) == 1 and readers[0][0].op_type in _ACTIVATIONS:
             tensor = readers[0][0].output[0]
-        if tensor in outputs or tensor not in torch_tensors:
-            continue
-        known = set(consumers[tensor])
-        wanted = [(node.name, index) for node, index in graph.consumers[tensor]]
-        consumers[tensor].extend(edge for edge in wanted if edge not in known)
-        rows.setdefault(tensor, "weighted-output")
-
-
-def _tensors(graph: onnx.GraphProto) -> list[str]:
-    return [value.name for value in graph.input] + [t for node in graph.node for t in node.output]
+        edges = [(n.name, index) for n, index in graph.consumers[tensor] if n.name not in left]
+        if edges and tensor not in outputs and tensor in torch_tensors:
+            yield tensor, entry, edges

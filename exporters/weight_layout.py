@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
+from fdda_deploy.config.values import near
+from fdda_deploy.errors import ExportError
 from fdda_deploy.exporters.float_view import WEIGHT_AXES, WeightedNode
 from fdda_deploy.quant.points import WeightPoint
 from fdda_deploy.quant.scheme import Scheme
@@ -11,9 +14,58 @@ from fdda_deploy.quant.scheme import Scheme
 INT4_BLOCKS = (128, 64)
 """Block lengths along K that TensorRT has INT4 kernels for, the cheapest in scales first."""
 
+Widths = Mapping[str, int | None]
+"""Weight bits by node name, None for float; layers that are not named follow the scheme."""
+
+LEFT_BY_CHOICE = "left in float to hold --max-drop"
+
+
+def check_widths(weighted: list[WeightedNode], widths: Widths) -> None:
+    """Checks that every name is a layer's and every width one that weights can take.
+
+    Raises:
+        ExportError: The first that is not, with the nearest name.
+    """
+    known = [entry.node.name for entry in weighted]
+    for name, bits in widths.items():
+        if name not in known:
+            raise ExportError(
+                f"{name}: no layer with weights has this name.{near(name, known)} "
+                "`fdda-deploy sensitivity` lists them."
+            )
+        if bits is not None and not 2 <= bits <= 8:
+            raise ExportError(f"{name}: {bits}-bit weights; want 2 to 8 bits, or None for float.")
+
+
+def left_by_choice(weighted: list[WeightedNode], widths: Widths) -> dict[str, str]:
+    """Returns why weights stay in float that ``widths`` leaves there, for at least one reader.
+
+    A weight is stored once: where one reader wants it in float, all of them read the float.
+    """
+    return {
+        entry.weight: LEFT_BY_CHOICE
+        for entry in weighted
+        if entry.node.name in widths and widths[entry.node.name] is None
+    }
+
+
+def input_bits(entry: WeightedNode, scheme: Scheme, ends: set[str], widths: Widths) -> int:
+    """Returns the bits that a layer wants its input activation in.
+
+    A layer that was raised above the scheme is a sensitive one: its input gets as many bits.
+    """
+    at_end = scheme.first_last_bits if entry.node.name in ends else 0
+    return max(scheme.act_bits, at_end, raised_to(entry, scheme, ends, widths))
+
+
+def raised_to(entry: WeightedNode, scheme: Scheme, ends: set[str], widths: Widths) -> int:
+    """Returns the bits that ``widths`` raises a layer to, 0 where the scheme gives as many."""
+    chosen = widths.get(entry.node.name)
+    return chosen if chosen is not None and chosen > _scheme_bits(entry, scheme, ends) else 0
+
 
 def weight_points(
-    kept: list[WeightedNode], scheme: Scheme, target: str, ends: set[str]
+    kept: list[WeightedNode], scheme: Scheme, target: str, ends: set[str], widths: Widths
 ) -> tuple[WeightPoint, ...]:
     """Returns one point per weight, in graph order.
 
@@ -22,6 +74,8 @@ def weight_points(
         scheme: Bit widths.
         target: ``trt``, ``rtx`` or ``ort-cpu``.
         ends: Names of the first and the last weighted node, which keep ``first_last_bits``.
+        widths: Weight bits of layers that differ from the scheme; of several readers of one weight
+            the widest counts.
     """
     by_weight: dict[str, list[WeightedNode]] = defaultdict(list)
     for entry in kept:
@@ -29,11 +83,7 @@ def weight_points(
     points = []
     for weight, entries in by_weight.items():
         first = entries[0]
-        bits = scheme.weight_bits
-        if any(entry.node.name in ends for entry in entries):
-            bits = max(bits, scheme.first_last_bits)
-        if scheme.weight_only and first.depthwise:
-            bits = 8
+        bits = max(_wanted_bits(entry, scheme, ends, widths) for entry in entries)
         axis, storage, block = first.axis, "int8", None
         if scheme.weight_only and bits == 4:
             axis, storage, block = _int4_layout(first, target)
@@ -49,6 +99,19 @@ def weight_points(
             )
         )
     return tuple(points)
+
+
+def _wanted_bits(entry: WeightedNode, scheme: Scheme, ends: set[str], widths: Widths) -> int:
+    """Returns the weight bits that one reader of a weight wants."""
+    chosen = widths.get(entry.node.name)
+    return _scheme_bits(entry, scheme, ends) if chosen is None else chosen
+
+
+def _scheme_bits(entry: WeightedNode, scheme: Scheme, ends: set[str]) -> int:
+    """Returns the weight bits of a layer that nobody chose others for."""
+    if scheme.weight_only and entry.depthwise:
+        return 8
+    return max(scheme.weight_bits, scheme.first_last_bits if entry.node.name in ends else 0)
 
 
 def _int4_layout(entry: WeightedNode, target: str) -> tuple[int, str, int | None]:

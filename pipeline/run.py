@@ -16,12 +16,14 @@ from fdda_deploy.engines.doctor import choose_backend, target_of
 from fdda_deploy.pipeline.progress import stage_progress
 from fdda_deploy.pipeline.report.manifest import manifest
 from fdda_deploy.pipeline.report.summary import summary_rows
+from fdda_deploy.pipeline.stages.assigning import ASSIGN
 from fdda_deploy.pipeline.stages.context import CHECKPOINT_EVERY_SECONDS, RunContext, Stage
 from fdda_deploy.pipeline.stages.exporting import CHECK, EXPORT
 from fdda_deploy.pipeline.stages.quantizing import QUANTIZE
 from fdda_deploy.pipeline.stages.reading import LOAD, STATISTICS
 from fdda_deploy.pipeline.stages.reporting import REPORT
 from fdda_deploy.pipeline.stages.running import BENCH, ENGINE, EVALUATE
+from fdda_deploy.pipeline.stages.sensing import SENSITIVITY
 from fdda_deploy.pipeline.stages.synthesizing import SYNTHESIZE
 from fdda_deploy.pipeline.workspace import Workspace, atomic_write
 
@@ -30,6 +32,8 @@ ROAD: tuple[Stage, ...] = (
     LOAD,
     STATISTICS,
     SYNTHESIZE,
+    SENSITIVITY,
+    ASSIGN,
     QUANTIZE,
     EXPORT,
     CHECK,
@@ -85,6 +89,7 @@ def build(
         backend,
         config.engine.target or target_of(backend.backend),
         checkpoint_every_seconds,
+        until,
     )
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
@@ -96,6 +101,8 @@ def build(
     with Workspace(config.out_folder, no_cache=config.run.no_cache, say=say) as workspace:
         for stage in ROAD[: last + 1]:
             _run_stage(workspace, context, stage, screen)
+            if stage is LOAD and config.quantize.max_drop is not None:
+                _ = context.tune  # a wrong path is told now, not after hours of synthesis
         _publish(workspace, context)
     return _result(config, context, until)
 

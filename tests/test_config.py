@@ -126,7 +126,7 @@ def test_widths_that_contradict_or_do_not_exist_are_refused(
             "[quantize]\nobserver = 'mesa'\n",
             (
                 "a.toml: [quantize] observer: unknown 'mesa'. Did you mean 'mse'? "
-                "Known: mse, minmax, percentile."
+                "Known: mse, lp, minmax, percentile, entropy."
             ),
         ),
         (

@@ -12,8 +12,7 @@ from fdda_deploy.errors import CalibrationError
 from fdda_deploy.pipeline.network import Progress
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.observers import (
-    HistogramObserver,
-    activation_qparams,
+    range_observer,
     weight_qparams,
 )
 
@@ -33,20 +32,21 @@ def calibrate(
     Args:
         network: As `convert` returns it; its quantizers pass values while ranges are measured.
         batches: ``(N, C, H, W)`` float32, preprocessed.
-        observer: Activation range method (`observers.OBSERVERS`).
+        observer: Activation range method (`ranges.OBSERVERS`).
         device: Where to run; the CPU when not given.
         num_images: Total, for progress alone.
         progress: Called with (images done, total, text).
 
     Raises:
+        ConfigError: Unknown observer.
         CalibrationError: No image, or an activation or a weight that is not finite (named).
     """
+    observers = {name: range_observer(observer, name) for name in network.activation_quantizers}
     calibrate_weights(network)
     quantizers = network.activation_quantizers
     if not quantizers:
         return
     where = device or torch.device("cpu")
-    observers = {name: HistogramObserver(name=name) for name in quantizers}
     for name, quantizer in quantizers.items():
         quantizer.observer = observers[name]
     network.to(where)
@@ -66,8 +66,7 @@ def calibrate(
         )
     bits = {point.tensor: point.num_bits for point in network.placement.activations}
     for name, quantizer in quantizers.items():
-        histogram = observers[name].histogram()
-        quantizer.set_qparams(activation_qparams(histogram, bits[name], observer))
+        quantizer.set_qparams(observers[name].qparams(bits[name]))
 
 
 def calibrate_weights(network: QuantNetwork) -> None:

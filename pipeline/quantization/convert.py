@@ -106,16 +106,20 @@ class QuantNetwork(nn.Module):
         return found
 
     def float_parameters(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Returns the parameters that stay in float (biases, layers left alone), by name."""
-        taken = {
-            self.names.parameter_from_initializer[point.initializer][0]
-            for point in self.placement.weights
-        }
-        return {
+        """Returns what stays in float (biases, some weights) by initializer, in ONNX layout."""
+        weights = self.names.parameter_from_initializer
+        quantized = {point.initializer for point in self.placement.weights}
+        held_by_weights = {name for name, _ in weights.values()}
+        found = {
             name: value.detach().cpu().numpy()
             for name, value in self.graph_module.named_parameters()
-            if name not in taken
+            if name not in held_by_weights
         }
+        for initializer, (name, transposed) in weights.items():
+            if initializer not in quantized:
+                value = self.graph_module.get_parameter(name).detach().cpu().numpy()
+                found[initializer] = np.ascontiguousarray(value.T if transposed else value)
+        return found
 
 
 def convert(module: fx.GraphModule, placement: Placement, names: GraphMap) -> QuantNetwork:

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # torch's own convention
 from torch import Tensor, nn
 
+from fdda_deploy.errors import ConfigError
 from fdda_deploy.pipeline.network import Progress
+from fdda_deploy.pipeline.quantization.augmentation import augmented
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
+from fdda_deploy.pipeline.quantization.distillation import LOSSES, distillation_loss, student_loss
+from fdda_deploy.pipeline.quantization.fixed_integers import FixedIntegers
+from fdda_deploy.pipeline.quantization.weight_reshaping import (
+    WeightReshaper,
+    restore,
+    snapshot,
+)
 
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 """Gives (images, labels) of a batch; label -1 means unknown."""
 
 
+TRAINABLE = ("all", "scales-and-biases")
+CHECK_EVERY = 50
+"""Steps between two looks at whether the loss is still a number."""
 HISTORY_POINTS = 200
 """About how many points a loss curve keeps."""
 
@@ -26,7 +38,7 @@ class FinetuneSettings:
     """One student schedule.
 
     Attributes:
-        num_steps: SGD steps.
+        num_steps: Steps of the optimizer.
         batch_size: Images of each kind (real, synthetic) per step; FDDA: 16.
         optimizer: ``sgd`` (FDDA, Nesterov) or ``adam``.
         lr: Peak learning rate; FDDA: 1e-6 over 70,000 steps.
@@ -38,6 +50,19 @@ class FinetuneSettings:
             70,000 steps, ours ``num_steps``.
         augment: ``crop-flip`` (random resized crop and flip, FDDA), ``crop`` or ``none``.
         min_crop: Smallest share of the image's side that a crop keeps.
+        loss: ``fdda`` or ``dkd``, decoupled distillation (`distillation.student_loss`).
+        psg: Scale each weight's gradient by its distance from the grid
+            (`weight_reshaping.position_scale`); meant for ``sgd``, since Adam divides it out again.
+        scale_clip: k of Scale-Clip (`weight_reshaping.scale_clip`); None keeps the weights' grids.
+        trainable: ``all`` weights and biases, or ``scales-and-biases``: the integer weights stay,
+            and Adam trains their scales and the biases (`fixed_integers`).
+        scale_lr: Peak rate of the scales' logarithms, so a relative one: 1e-3 moves a scale by
+            about 0.1 % a step. Deep networks want no more (mobilenet_v2: 1e-2 diverges), short ones
+            bear ten times that.
+        bias_lr: Peak rate of the biases beside them, in their own unit.
+
+    Raises:
+        ConfigError: An unknown choice, or choices that exclude each other.
     """
 
     num_steps: int
@@ -51,6 +76,30 @@ class FinetuneSettings:
     cosine_period_steps: int | None = None
     augment: str = "crop-flip"
     min_crop: float = 0.6
+    loss: str = "fdda"
+    psg: bool = False
+    scale_clip: float | None = None
+    trainable: str = "all"
+    scale_lr: float = 1e-3
+    bias_lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("loss", self.loss, LOSSES),
+            ("trainable", self.trainable, TRAINABLE),
+        ):
+            if value not in known:
+                raise ConfigError(f"finetune {what} {value!r}: want one of {', '.join(known)}.")
+        if self.scale_clip is not None and not self.scale_clip > 1:
+            raise ConfigError(
+                f"finetune scale_clip {self.scale_clip}: want more than 1, for instance 2.5; at 1 "
+                "or less every step would shrink the weights towards 0."
+            )
+        if self.trainable != "all" and (self.psg or self.scale_clip is not None):
+            raise ConfigError(
+                "finetune trainable 'scales-and-biases' keeps the integer weights, which psg and "
+                "scale_clip move. Leave both out, or train 'all'."
+            )
 
 
 @dataclass(frozen=True)
@@ -61,8 +110,8 @@ class FinetuneResult:
         kept: The fine-tuned weights are better on held-out images, and stay.
         before: Mean KL(teacher || student) on the held-out images before, in nats.
         after: The same afterwards.
-        steps: SGD steps taken.
-        history: Loss curves, one value per recorded step.
+        steps: Steps taken: all, unless the loss stopped being a number.
+        history: Loss curves, one finite value per recorded step.
         history_every: Steps between two recorded ones.
     """
 
@@ -72,55 +121,6 @@ class FinetuneResult:
     steps: int
     history: dict[str, list[float]] = field(default_factory=dict)
     history_every: int = 1
-
-
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Returns ``KL(softmax(teacher / tau) || softmax(student / tau))`` in nats, mean over images.
-
-    Args:
-        student: Logits ``(N, classes)``.
-        teacher: Logits ``(N, classes)``.
-        temperature: ``tau``.
-    """
-    log_student = F.log_softmax(student / temperature, dim=1)
-    log_teacher = F.log_softmax(teacher / temperature, dim=1)
-    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-
-
-def student_loss(student: Tensor, teacher: Tensor, labels: Tensor, s: FinetuneSettings) -> Tensor:
-    """Returns FDDA's student loss (arXiv 2109.04186): ``CE + alpha tau^2 KL``.
-
-    Unlabelled images (-1) count in the distillation term alone.
-    """
-    loss = s.alpha * s.temperature**2 * distillation_loss(student, teacher, s.temperature)
-    known = labels >= 0
-    if known.any():
-        loss = loss + F.cross_entropy(student[known], labels[known])
-    return loss
-
-
-def augmented(images: Tensor, generator: torch.Generator, mode: str, min_crop: float) -> Tensor:
-    """Returns a random crop of each image, resized back, flipped at random with ``crop-flip``.
-
-    Args:
-        images: ``(N, C, H, W)``.
-        generator: Source of all randomness.
-        mode: ``crop-flip``, ``crop`` or ``none``.
-        min_crop: Smallest share of the side that a crop keeps, in (0, 1].
-    """
-    if mode == "none":
-        return images
-    count = len(images)
-    side = min_crop + (1 - min_crop) * torch.rand(count, generator=generator)
-    shift = (2 * torch.rand(count, 2, generator=generator) - 1) * (1 - side)[:, None]
-    flip = torch.ones(count)
-    if mode == "crop-flip":
-        flip = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
-    theta = torch.zeros(count, 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = side * flip, side
-    theta[:, :, 2] = shift
-    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
 def finetune(
@@ -137,7 +137,8 @@ def finetune(
     """Trains weights and biases of ``network`` in place; keeps them only if they help.
 
     Help is measured without labels, as KL(teacher || student) on ``held_out``, images that no step
-    sees. The integer grids stay as calibrated.
+    sees. Activation grids stay as calibrated, and so do the weights' unless ``scale_clip`` or
+    ``trainable`` says otherwise.
 
     Args:
         network: Calibrated.
@@ -151,21 +152,27 @@ def finetune(
     """
     network.to(device)
     teacher = teacher.to(device).eval()
-    start = {name: value.detach().clone() for name, value in network.named_parameters()}
+    start = snapshot(network)
     before = divergence(network, teacher, held_out, device)
-    network.requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
-    losses = _train(network, teacher, draws, settings, generator, progress)
-    network.requires_grad_(False)
-    after = divergence(network, teacher, held_out, device)
+    fixed = FixedIntegers(network) if settings.trainable == "scales-and-biases" else None
+    try:
+        for parameter in network.parameters() if fixed is None else [*fixed.gains, *fixed.biases]:
+            parameter.requires_grad_(True)
+        losses = _train(network, teacher, draws, settings, generator, fixed, progress)
+        after = divergence(network, teacher, held_out, device)
+    finally:
+        network.requires_grad_(False)
+        if fixed is not None:
+            fixed.remove()
     kept = after < before  # NaN compares false: a diverged student is never kept
     if not kept:
-        with torch.no_grad():
-            for name, value in network.named_parameters():
-                value.copy_(start[name])
+        restore(network, start)
+    elif fixed is not None:
+        fixed.write_back()
+    curve = [value for value in map(float, losses) if math.isfinite(value)]
     every = max(1, len(losses) // HISTORY_POINTS)
-    history = {"student_loss": [float(value) for value in losses[::every]]}
-    return FinetuneResult(kept, before, after, settings.num_steps, history, every)
+    return FinetuneResult(kept, before, after, len(losses), {"student_loss": curve[::every]}, every)
 
 
 def _train(
@@ -174,26 +181,43 @@ def _train(
     draws: list[Draw],
     settings: FinetuneSettings,
     generator: torch.Generator,
+    fixed: FixedIntegers | None,
     progress: Progress | None,
 ) -> list[Tensor]:
-    """Takes all steps; returns the loss of each, still on the device."""
+    """Takes all steps, or those until one is not finite; returns the loss of each, on the device.
+
+    The check is made every 50 steps, because it waits for the device.
+    """
     device = next(network.parameters()).device
-    optimizer = _optimizer(network, settings)
+    optimizer = _optimizer(network, settings, fixed)
+    reshaper = WeightReshaper(network, psg=settings.psg, clip=settings.scale_clip)
     period = settings.cosine_period_steps or settings.num_steps
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=period)
     losses: list[Tensor] = []
+    reshaper.reshape()
     for step in range(settings.num_steps):
         images, labels = _batch(draws, settings, generator, device)
         with torch.no_grad():
             target = teacher(images)
-        loss = student_loss(network(images), target, labels, settings)
+        loss = student_loss(
+            network(images),
+            target,
+            labels,
+            loss=settings.loss,
+            alpha=settings.alpha,
+            temperature=settings.temperature,
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        reshaper.scale_gradients()
         optimizer.step()
+        reshaper.reshape()
         schedule.step()
         losses.append(loss.detach())
         if progress is not None:
             progress(step + 1, settings.num_steps, "fine-tuning")
+        if step % CHECK_EVERY == CHECK_EVERY - 1 and not math.isfinite(float(losses[-1])):
+            break
     return losses
 
 
@@ -218,7 +242,16 @@ def _batch(
     return augmented(images, generator, settings.augment, settings.min_crop), labels
 
 
-def _optimizer(network: nn.Module, settings: FinetuneSettings) -> torch.optim.Optimizer:
+def _optimizer(
+    network: nn.Module, settings: FinetuneSettings, fixed: FixedIntegers | None
+) -> torch.optim.Optimizer:
+    if fixed is not None:
+        return torch.optim.Adam(
+            [
+                {"params": fixed.gains, "lr": settings.scale_lr},
+                {"params": fixed.biases, "lr": settings.bias_lr},
+            ]
+        )
     if settings.optimizer == "adam":
         return torch.optim.Adam(network.parameters(), lr=settings.lr)
     return torch.optim.SGD(

@@ -106,7 +106,7 @@ def layer_errors(
     def measure(node: fx.Node, output: Tensor) -> Tensor:
         reference = outputs.pop(node.name)
         noise = float((reference - output).double().pow(2).sum())
-        ratios[node.name] = _decibel(float(reference.double().pow(2).sum()), noise)
+        ratios[node.name] = decibel(float(reference.double().pow(2).sum()), noise)
         return output
 
     x = images.to(device)
@@ -151,7 +151,7 @@ def _weight_sqnr(network: QuantNetwork) -> dict[str, float]:
         weight = network.weight_array(point).astype(np.float64)
         noise = float(((weight - dequantize(*integers[point.initializer])) ** 2).sum())
         for node in point.consumers:
-            ratios[node] = _decibel(float((weight**2).sum()), noise)
+            ratios[node] = decibel(float((weight**2).sum()), noise)
     return ratios
 
 
@@ -180,7 +180,7 @@ def _certain_shift(shifts: Tensor) -> Tensor:
     return mean * (1 - variance / mean.square().clamp_min(1e-30)).clamp_min(0)
 
 
-def _decibel(signal: float, noise: float) -> float:
+def decibel(signal: float, noise: float) -> float:
     """Signal to noise in dB, held within 0 noise = 200 dB."""
     if noise <= 0 or signal <= 0:
         return 200.0 if signal > 0 else 0.0

@@ -1,9 +1,9 @@
-"""Ranges: from the values of a tensor to its QParams, by min-max, percentile or least error."""
+"""Ranges: what a tensor's values, or a weight's, say about the grid to round them to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,54 +11,50 @@ import torch
 from torch import Tensor
 
 from fdda_deploy.errors import CalibrationError, ConfigError
+from fdda_deploy.pipeline.quantization.ranges import (
+    LP_NORM,
+    OBSERVERS,
+    Float64Array,
+    Histogram,
+    activation_qparams,
+    covering_qparams,
+    shrink_factors,
+)
 from fdda_deploy.quant.affine import qparams_from_amax, signed_range
 from fdda_deploy.quant.qparams import SMALLEST_SCALE, QParams
 
-Float64Array = npt.NDArray[np.float64]
 NUM_BINS = 8192
-PERCENTILE = 99.99
-ACTIVATION_NORM = 2.0
-WEIGHT_NORM = 2.4
-"""L_p norms of the searches; p = 2.4 for weights is the value of the published reconstructions."""
-_SHRINK_STEPS = 96
+SAMPLE_SIZE = 2**16
+"""Values that a histogram takes of one batch of one tensor."""
+WEIGHT_NORM = LP_NORM
+_ROW_BINS = 4096
+"""Bins over a row of weights: 16 to a step of the finest 8-bit grid."""
+_SHORT_ROW = 128
+"""Rows up to this length are searched exactly; longer ones by their histograms first."""
+_ROWS_AT_ONCE = 1024
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """Distribution of a tensor's values.
+class RangeObserver(Protocol):
+    """Gathers the range of one activation tensor, batch by batch."""
 
-    Attributes:
-        centers: ``(bins,)`` float64, bin centers in ascending order.
-        counts: ``(bins,)`` float64.
-        low: Smallest value seen.
-        high: Largest value seen.
-    """
+    def observe(self, x: Tensor) -> None:
+        """Takes in one batch of any shape."""
 
-    centers: Float64Array
-    counts: Float64Array
-    low: float
-    high: float
-
-    @property
-    def amax(self) -> float:
-        """Largest absolute value seen."""
-        return max(abs(self.low), abs(self.high))
+    def qparams(self, num_bits: int) -> QParams:
+        """Returns the grid for what was seen."""
 
 
-class HistogramObserver:
-    """Counts values on ``[-limit, limit]``; the limit doubles, and bins merge, as values grow.
+class MinMaxObserver:
+    """Keeps the exact smallest and largest of all values: one pass over each batch.
 
     Args:
-        num_bins: Bins over the whole range, a multiple of 4.
         name: What messages call the tensor.
     """
 
-    def __init__(self, num_bins: int = NUM_BINS, name: str = "an activation") -> None:
+    def __init__(self, name: str = "an activation") -> None:
         self._name = name
-        self._counts = torch.zeros(num_bins, dtype=torch.float64)
-        self._limit = 0.0
-        self._low = float("inf")
-        self._high = float("-inf")
+        self.low = math.inf
+        self.high = -math.inf
 
     def observe(self, x: Tensor) -> None:
         """Takes in one batch of any shape.
@@ -66,32 +62,89 @@ class HistogramObserver:
         Raises:
             CalibrationError: A value that is not finite.
         """
-        flat = x.detach().float().flatten()
-        low, high = (float(value) for value in torch.aminmax(flat))
-        if not np.isfinite(low) or not np.isfinite(high):
+        low, high = torch.stack(torch.aminmax(x.detach())).tolist()
+        if not math.isfinite(low) or not math.isfinite(high):
             raise CalibrationError(
                 f"{self._name}: NaN or infinite while ranges are measured. Check the weights and "
                 "the --mean/--std of the images."
             )
-        self._low, self._high = min(self._low, low), max(self._high, high)
-        self._grow(max(abs(low), abs(high)))
-        counts = torch.histc(flat, bins=self._counts.numel(), min=-self._limit, max=self._limit)
-        self._counts += counts.double().cpu()
+        self.low, self.high = min(self.low, low), max(self.high, high)
 
-    def histogram(self) -> Histogram:
-        """Returns what was seen.
+    def qparams(self, num_bits: int) -> QParams:
+        """Returns the finest grid that covers every value seen.
 
         Raises:
             CalibrationError: Nothing was seen.
         """
-        if self._limit == 0.0:
+        self.require_images()
+        return covering_qparams(self.low, self.high, num_bits)
+
+    def require_images(self) -> None:
+        """Raises a CalibrationError unless a batch was seen."""
+        if self.low > self.high:
             raise CalibrationError(
                 f"{self._name}: no image reached this tensor. Calibrate on one image or more."
             )
+
+
+class HistogramObserver:
+    """Counts values on ``[-limit, limit]``; the limit doubles, and bins merge, as values grow.
+
+    Smallest and largest value are exact. The counts are those of a sample where a batch has more
+    than ``SAMPLE_SIZE`` values: each image's values are cut into equal runs and one value is drawn
+    from each run, at new seeded positions in every batch, and counts for its whole run. A share p
+    of all values is so estimated with a standard error of at most ``sqrt(p (1 - p) / n)`` over n
+    samples: with 500 images in batches of 32, n is a million, and the 0.005 % beyond a 99.99 %
+    percentile's edge are known to 14 % of themselves.
+
+    Args:
+        num_bins: Bins over the whole range, a multiple of 4.
+        name: What messages call the tensor.
+        method: How `qparams` chooses (`ranges.OBSERVERS`).
+    """
+
+    def __init__(
+        self, num_bins: int = NUM_BINS, name: str = "an activation", method: str = "mse"
+    ) -> None:
+        self._range = MinMaxObserver(name)
+        self._counts = torch.zeros(num_bins, dtype=torch.float64)
+        self._limit = 0.0
+        self._method = method
+        self._generator = torch.Generator().manual_seed(0)
+
+    def observe(self, x: Tensor) -> None:
+        """Takes in one batch of any shape.
+
+        Raises:
+            CalibrationError: A value that is not finite.
+        """
+        self._range.observe(x)
+        self._grow(max(abs(self._range.low), abs(self._range.high)))
+        sample, weight = sampled(x.detach().float(), SAMPLE_SIZE, self._generator)
+        bins = self._counts.numel()
+        index = (sample / self._limit).add_(1).mul_(bins / 2).int().clamp_(0, bins - 1)
+        self._counts.add_(torch.bincount(index, minlength=bins).double().cpu(), alpha=weight)
+
+    def histogram(self) -> Histogram:
+        """Returns what was seen; the counts add up to the number of all values.
+
+        Raises:
+            CalibrationError: Nothing was seen.
+        """
+        self._range.require_images()
         bins = self._counts.numel()
         width = 2 * self._limit / bins
         centers = -self._limit + width * (np.arange(bins, dtype=np.float64) + 0.5)
-        return Histogram(centers, self._counts.numpy().copy(), self._low, self._high)
+        counts = self._counts.numpy().copy()
+        return Histogram(centers, counts, self._range.low, self._range.high)
+
+    def qparams(self, num_bits: int) -> QParams:
+        """Returns the grid that the observer's method chooses.
+
+        Raises:
+            CalibrationError: Nothing was seen.
+        """
+        return activation_qparams(self.histogram(), num_bits, self._method)
 
     def _grow(self, amax: float) -> None:
         if self._limit == 0.0:
@@ -104,69 +157,49 @@ class HistogramObserver:
             self._limit *= 2
 
 
-def minmax_qparams(histogram: Histogram, num_bits: int) -> QParams:
-    """Returns the finest grid that covers every value seen."""
-    return _covering(histogram.low, histogram.high, num_bits)
+def range_observer(method: str, name: str) -> RangeObserver:
+    """Returns the cheapest observer that knows what ``method`` needs.
 
-
-def percentile_qparams(histogram: Histogram, num_bits: int) -> QParams:
-    """Returns the grid that covers the central 99.99 % of the values."""
-    share = np.cumsum(histogram.counts) / histogram.counts.sum()
-    tail = (1 - PERCENTILE / 100) / 2
-    low_index = int(np.searchsorted(share, tail))
-    high_index = int(np.searchsorted(share, 1 - tail))
-    last = len(share) - 1
-    low = max(histogram.low, histogram.centers[min(low_index, last)])
-    high = min(histogram.high, histogram.centers[min(high_index, last)])
-    return _covering(min(low, 0.0) if histogram.low < 0 else 0.0, max(high, 0.0), num_bits)
-
-
-def mse_qparams(histogram: Histogram, num_bits: int) -> QParams:
-    """Returns the grid of least expected squared rounding and clipping error.
-
-    Searches the scale from 100 % of the covering one down to a few percent and, below 8 bits, also
-    which run of ``2**num_bits`` integers around zero to use.
-    """
-    used = histogram.counts > 0
-    centers, counts = histogram.centers[used], histogram.counts[used]
-    best: tuple[float, QParams | None] = (np.inf, None)
-    for qmin, qmax in _grids(histogram, num_bits):
-        full = _covering_scale(histogram.low, histogram.high, qmin, qmax)
-        for scale in full * _shrink_factors(num_bits):
-            x_q = np.clip(np.rint(centers / scale), qmin, qmax) * scale
-            error = float(counts @ np.abs(centers - x_q) ** ACTIVATION_NORM)
-            if error < best[0]:
-                best = (
-                    error,
-                    QParams(np.asarray(max(scale, SMALLEST_SCALE), np.float32), qmin, qmax),
-                )
-    assert best[1] is not None
-    return best[1]
-
-
-OBSERVERS: dict[str, Callable[[Histogram, int], QParams]] = {
-    "mse": mse_qparams,
-    "minmax": minmax_qparams,
-    "percentile": percentile_qparams,
-}
-"""Activation ranges by name, as ``--observer`` takes them."""
-
-
-def activation_qparams(histogram: Histogram, num_bits: int, observer: str) -> QParams:
-    """Returns the grid of an activation tensor by a named method.
+    Args:
+        method: A key of `ranges.OBSERVERS`.
+        name: What messages call the tensor.
 
     Raises:
-        ConfigError: Unknown observer.
+        ConfigError: Unknown method.
     """
-    if observer not in OBSERVERS:
-        raise ConfigError(f"observer {observer!r}: want one of {', '.join(OBSERVERS)}.")
-    return OBSERVERS[observer](histogram, num_bits)
+    if method not in OBSERVERS:
+        raise ConfigError(f"observer {method!r}: want one of {', '.join(OBSERVERS)}.")
+    return MinMaxObserver(name) if method == "minmax" else HistogramObserver(NUM_BINS, name, method)
+
+
+def sampled(x: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, float]:
+    """Returns about ``size`` values of ``x`` and how many values each stands for.
+
+    Args:
+        x: ``(N, ...)``, or a scalar; every one of the N gives the same number of values.
+        size: Values wanted, ``N`` or more; all are taken where there are no more.
+        generator: Of the positions, on the CPU.
+    """
+    rows = x.reshape(len(x), -1) if x.ndim else x.reshape(1, 1)
+    count, length = rows.shape
+    wanted = max(1, size // max(1, count))
+    if length <= wanted:
+        return rows.flatten(), 1.0
+    run = length / wanted
+    # image i takes u_j + v_i (mod 1) of run j: uniform, and independent from image to image
+    share = torch.rand(wanted, generator=generator) + torch.rand(count, 1, generator=generator)
+    first = (torch.arange(wanted, dtype=torch.float64) * run).long()
+    place = share.frac_().mul_(run).long().add_(first).clamp_(max=length - 1)
+    return rows.gather(1, place.to(x.device)).flatten(), run
 
 
 def weight_qparams(
     weight: npt.NDArray[np.float32], num_bits: int, axis: int, block_size: int | None = None
 ) -> QParams:
     """Returns symmetric scales of least L_2.4 error, per channel of ``axis`` or per block along it.
+
+    Long rows are compared by histogram, all rows and candidates in one product of matrices; the
+    best candidate and its two neighbours are then measured on the weights themselves.
 
     Args:
         weight: Any shape, float32.
@@ -180,17 +213,15 @@ def weight_qparams(
     else:
         moved = np.moveaxis(weight, axis, -1)
         rows = moved.reshape(-1, block_size)
-    amax = np.abs(rows).max(axis=1)
-    start = qparams_from_amax(amax, num_bits, axis=0).scale
-    best = np.full(len(rows), np.inf)
-    scale = start.copy()
-    for factor in _shrink_factors(num_bits):
-        candidate = (start * np.float32(factor)).astype(np.float32)
-        x_q = np.clip(np.rint(rows / candidate[:, None]), qmin, qmax) * candidate[:, None]
-        error = (np.abs(rows - x_q) ** WEIGHT_NORM).sum(axis=1)
-        better = (error < best) & (candidate >= SMALLEST_SCALE)
-        best = np.where(better, error, best)
-        scale = np.where(better, candidate, scale)
+    start = qparams_from_amax(np.abs(rows).max(axis=1), num_bits, axis=0).scale
+    factors = shrink_factors(num_bits)
+    if rows.shape[1] <= _SHORT_ROW:
+        shortlist = np.broadcast_to(np.arange(len(factors)), (len(rows), len(factors)))
+    else:
+        best = _best_by_histogram(rows / start[:, None], factors, qmin, qmax)
+        shortlist = np.clip(best[:, None] + np.arange(-1, 2), 0, len(factors) - 1)
+    candidates = (start[:, None] * factors.astype(np.float32)[shortlist]).astype(np.float32)
+    scale = _best_by_value(rows, candidates, qmin, qmax)
     if block_size is None:
         return QParams(scale, qmin, qmax, axis)
     shape = (*moved.shape[:-1], moved.shape[-1] // block_size)
@@ -198,40 +229,40 @@ def weight_qparams(
     return QParams(np.ascontiguousarray(blocked), qmin, qmax, axis, block_size=block_size)
 
 
-def _shrink_factors(num_bits: int) -> Float64Array:
-    """Factors on the covering scale: clipping pays only a little at 8 bits, a lot at 2."""
-    lowest = {8: 0.5, 7: 0.4, 6: 0.3}.get(num_bits, 0.15)
-    return np.linspace(1.0, lowest, _SHRINK_STEPS)
+def _best_by_histogram(
+    steps: npt.NDArray[np.float32], factors: Float64Array, qmin: int, qmax: int
+) -> npt.NDArray[np.int64]:
+    """Returns each row's best factor, ``(rows,)``, for weights in units of their covering scale.
+
+    In these units all rows share the candidates, so ``counts (rows, bins) @ error (bins, factors)``
+    is the error of every row under every candidate.
+    """
+    width = 2.0 * qmax / _ROW_BINS
+    centers = torch.from_numpy(-qmax + width * (np.arange(_ROW_BINS) + 0.5))[:, None]
+    factor = torch.from_numpy(factors)
+    x_q = torch.clamp(torch.round(centers / factor), qmin, qmax) * factor
+    error = (centers - x_q).abs_().pow_(WEIGHT_NORM)
+    found = []
+    for part in torch.split(torch.from_numpy(steps), _ROWS_AT_ONCE):
+        bins = ((part + qmax) * (1 / width)).long().clamp_(0, _ROW_BINS - 1)
+        counts = torch.zeros(len(part), _ROW_BINS, dtype=torch.float64)
+        counts.scatter_add_(1, bins, torch.ones((), dtype=torch.float64).expand_as(bins))
+        found.append((counts @ error).argmin(dim=1))
+    return np.asarray(torch.cat(found).numpy(), np.int64)
 
 
-def _grids(histogram: Histogram, num_bits: int) -> list[tuple[int, int]]:
-    """Integer ranges to try: INT8 as it is, or any run of integers that INT8 can carry."""
-    if num_bits == 8:
-        return [signed_range(8)]
-    steps = 2**num_bits - 1
-    if histogram.low >= 0:
-        return [(0, steps)]
-    if histogram.high <= 0:
-        return [(-steps, 0)]
-    stride = max(1, steps // 16)
-    return [(-down, steps - down) for down in range(stride, steps, stride)]
-
-
-def _covering_scale(low: float, high: float, qmin: int, qmax: int) -> float:
-    up = max(high, 0.0) / qmax if qmax else 0.0
-    down = min(low, 0.0) / qmin if qmin else 0.0
-    # INT8's extra negative step is left out of the scale: amax / 127, as TensorRT counts.
-    if qmin == -128:
-        up = down = max(abs(low), abs(high)) / 127
-    scale = max(up, down)
-    return scale if scale >= SMALLEST_SCALE else 1.0 / max(qmax, -qmin)
-
-
-def _covering(low: float, high: float, num_bits: int) -> QParams:
-    histogram = Histogram(np.zeros(0), np.zeros(0), low, high)
-    options = [
-        (_covering_scale(low, high, qmin, qmax), qmin, qmax)
-        for qmin, qmax in _grids(histogram, num_bits)
-    ]
-    scale, qmin, qmax = min(options)
-    return QParams(np.asarray(scale, np.float32), qmin, qmax)
+def _best_by_value(
+    rows: npt.NDArray[np.float32], candidates: npt.NDArray[np.float32], qmin: int, qmax: int
+) -> npt.NDArray[np.float32]:
+    """Returns the scale ``(rows,)`` of least error among each row's ``(rows, candidates)``."""
+    x, scales = torch.tensor(rows), torch.from_numpy(candidates)
+    scales = scales.clamp_min(SMALLEST_SCALE)
+    columns = max(1, 2**20 // max(1, rows.size))
+    errors = []
+    for part in torch.split(scales, columns, dim=1):
+        step = part[:, :, None]
+        x_q = torch.clamp(torch.round(x[:, None] / step), qmin, qmax).mul_(step)
+        power = x_q.sub_(x[:, None]).abs_().pow_(WEIGHT_NORM)
+        errors.append(power.sum(dim=2, dtype=torch.float64))
+    index = torch.cat(errors, dim=1).argmin(dim=1, keepdim=True)
+    return np.asarray(scales.gather(1, index)[:, 0].numpy(), np.float32)

@@ -16,7 +16,7 @@ from typing import Any, cast
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fdda_deploy.pipeline.report import figures, phrases
+from fdda_deploy.pipeline.report import figures, mixed, phrases
 from fdda_deploy.pipeline.report.schema import Report
 from fdda_deploy.pipeline.report.verdict import verdict
 
@@ -70,6 +70,8 @@ def _environment() -> Environment:
     environment.globals["factor"] = phrases.factor
     environment.globals["counted"] = phrases.counted
     environment.globals["change_of_size"] = phrases.change_of_size
+    environment.globals["chosen_point"] = mixed.chosen_point
+    environment.globals["widths_in_words"] = mixed.widths_in_words
     environment.globals["sqnr_caption"] = figures.sqnr_caption
     return environment
 
@@ -82,6 +84,7 @@ def _charts(report: Report) -> dict[str, Markup | None]:
         "bytes": figures.bytes_svg(report["bytes"]),
         "sqnr": figures.sqnr_svg(report["layers"]),
         "stages": figures.stages_svg(report["stages"]),
+        "pareto": mixed.pareto_svg(report["mixed"]) if report["mixed"] else None,
         "synthesis": None,
         "finetune": None,
     }

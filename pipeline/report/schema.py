@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, TypedDict, cast
 
 from fdda_deploy.pipeline.report.checking import Between, problem_in, without_nonfinite
+from fdda_deploy.pipeline.report.mixed import Mixed
 from fdda_deploy.pipeline.report.parts import (
     Accuracy,
     Bench,
@@ -40,6 +41,7 @@ class Report(TypedDict):
         created: ISO 8601, with its offset.
         runs_as: What the hardware executes for this scheme, in one sentence.
         backend_reason: Why this backend was taken.
+        mixed: None without ``--max-drop``.
         schedule: For instance ``reduced schedule: 1,200 of 80,000 generator steps``.
         config: The resolved configuration, by section.
     """
@@ -67,6 +69,7 @@ class Report(TypedDict):
     bench: Bench
     synthesis: Synthesis | None
     finetune: Finetune | None
+    mixed: Mixed | None
     stages: list[Stage]
     peak_rss_mib: Annotated[float, Between(0)] | None
     versions: dict[str, str | None]
@@ -101,6 +104,9 @@ def _contradictions(report: Report) -> list[str]:
             found.append(
                 f"report.synthesis.bns_distance: got {distances} values for {layers} layer_names."
             )
+    mixed = report["mixed"]
+    if mixed is not None and sum(point["chosen"] for point in mixed["points"]) != 1:
+        found.append("report.mixed.points: wanted exactly one that is chosen.")
     return found
 
 

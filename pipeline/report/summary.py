@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fdda_deploy.pipeline.report.mixed import mixed_summary
 from fdda_deploy.pipeline.report.parts import Sizes, Timing
 from fdda_deploy.pipeline.report.phrases import (
     NOT_MEASURED,
@@ -30,6 +31,7 @@ def summary_rows(report: Report, *, folder: Path | None = None) -> list[tuple[st
     rows = [
         ("network", f"{report['model']['name']} as {report['scheme']} for {report['target']}"),
         *_accuracy_rows(report),
+        *([("max drop", mixed_summary(report["mixed"]))] if report["mixed"] else []),
         ("ONNX", _onnx(report["bytes"])),
         ("plan", _plan(report)),
         ("GPU latency", _latency(report["bench"]["gpu"])),

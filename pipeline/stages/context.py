@@ -57,12 +57,13 @@ class Stage:
 
 @dataclass
 class RunContext:
-    """One build in progress."""
+    """One build in progress; ``until`` is the stage it goes up to."""
 
     config: BuildConfig
     backend: BackendChoice
     target: str
     checkpoint_every_seconds: float = CHECKPOINT_EVERY_SECONDS
+    until: str = "report"
     results: dict[str, StageResult] = field(default_factory=dict)
 
     def record(self, stage: str) -> dict[str, Any]:
@@ -167,6 +168,24 @@ class RunContext:
             source = "digits:test"
         return None if source is None else self._open(source, section.eval_limit)
 
+    @functools.cached_property
+    def tune(self) -> ImageSet | None:
+        """Images that choose between assignments of widths, where ``--tune-data`` names any.
+
+        Raises:
+            ConfigError: They are the evaluation images.
+        """
+        source, judge = self.config.data.tune_data, self.evaluation
+        if source is None:
+            return None
+        found = self._open(source, None)
+        if judge is not None and _same_source(found, judge):
+            raise ConfigError(
+                f"--tune-data {source}: these images measure the result, so they must not choose "
+                "it. Give others."
+            )
+        return found
+
     def _open(self, source: str, limit: int | None) -> ImageSet:
         return open_images(
             source,
@@ -240,3 +259,8 @@ class RunContext:
         if asked == "auto":
             return "fdda" if labelled else "gdfq"
         return asked
+
+
+def _same_source(one: ImageSet, other: ImageSet) -> bool:
+    same_place = Path(one.origin).resolve() == Path(other.origin).resolve()
+    return same_place or one.digest == other.digest

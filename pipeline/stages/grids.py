@@ -69,8 +69,12 @@ def apply_grids(network: QuantNetwork, grids: Grids) -> None:
     for name, qparams in grids.activations.items():
         network.activation_quantizers[name].set_qparams(qparams)
     with torch.no_grad():
-        for name, value in grids.parameters.items():
-            network.graph_module.get_parameter(name).copy_(torch.from_numpy(value))
+        for initializer, value in grids.parameters.items():
+            name, transposed = network.names.parameter_from_initializer.get(
+                initializer, (initializer, False)
+            )
+            parameter = network.graph_module.get_parameter(name)
+            parameter.copy_(torch.from_numpy(value.T if transposed else value))
         for point in network.placement.weights:
             x_int, qparams = grids.weights[point.initializer]
             network.set_weight_qparams(point, qparams)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
 from fdda_deploy.pipeline.stages.grids import RECORD, save_grids
 from fdda_deploy.pipeline.stages.images import Pool
 from fdda_deploy.pipeline.stages.interleaved import interleaved_draw, untrained_images
+from fdda_deploy.pipeline.stages.searching import searched_scales
 from fdda_deploy.pipeline.stages.synthesizing import synthetic_images
 from fdda_deploy.pipeline.synthesis.recipes import recipe_named
 from fdda_deploy.pipeline.workspace import Json
@@ -43,7 +45,7 @@ TIE_PIXELS = 2**19
 def _inputs(context: RunContext) -> dict[str, Json]:
     images = context.calibration
     return {
-        **context.keys("load", "synthesize"),
+        **context.keys("load", "synthesize", "assign"),
         "images": None if images is None else images.digest,
         "settings": json.loads(json.dumps(dataclasses.asdict(context.config.quantize))),
         "finetune": json.loads(json.dumps(dataclasses.asdict(finetune_settings(context)))),
@@ -55,6 +57,11 @@ def _inputs(context: RunContext) -> dict[str, Json]:
 
 def placement_of(context: RunContext) -> Placement:
     """Returns where this build quantizes."""
+    return placement_with(context, context.record("assign")["assignment"])
+
+
+def placement_with(context: RunContext, widths: Mapping[str, int | None] | None) -> Placement:
+    """Returns where a build with these widths quantizes; None gives each layer the scheme's."""
     graph, recipe = context.float_graph, context.recipe
     return place(
         graph.proto,
@@ -63,6 +70,7 @@ def placement_of(context: RunContext) -> Placement:
         torch_tensors=graph.fx_from_tensor,
         parameters=graph.parameter_from_initializer,
         everything=recipe is None or recipe.quantize_everything,
+        widths=widths,
     )
 
 
@@ -92,6 +100,9 @@ def finetune_settings(context: RunContext) -> FinetuneSettings:
         alpha=recipe.student_alpha,
         temperature=recipe.student_temperature,
         cosine_period_steps=max(1, round(period)),
+        loss=context.config.quantize.finetune_loss,
+        psg=context.config.quantize.psg,
+        scale_clip=context.config.quantize.scale_clip,
     )
 
 
@@ -117,6 +128,7 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
         num_images=sum(counts),
         progress=progress,
     )
+    search = searched_scales(context, network, pool, progress)
     correction = None
     if recipe is None or recipe.quantize_everything:  # the published FDDA corrects nothing
         progress(0, 0, "correcting biases")
@@ -139,6 +151,7 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
         "calibrated_on": {"real": counts[0], "synthetic": counts[1]},
         "ranges_from": "untrained-generator" if untrained else "images",
         "skipped": [] if context.calibration is None else list(context.calibration.skipped),
+        "scale_search": search,
         "bias_correction": correction,
         "finetune": None if result is None else _finetune_record(result, pool.holds_out),
         "layers": _layers(placement, context, errors),

@@ -24,6 +24,8 @@ _BEFORE = (
     "load",
     "statistics",
     "synthesize",
+    "sensitivity",
+    "assign",
     "quantize",
     "export",
     "check",
@@ -98,6 +100,7 @@ def _report(context: RunContext) -> dict[str, Any]:
         "bench": context.record("bench"),
         "synthesis": _synthesis(load, synthesis),
         "finetune": quantized["finetune"],
+        "mixed": _mixed(context.record("assign")),
         "stages": [
             {"name": name, "seconds": result.work_seconds, "cached": result.cached}
             for name, result in context.results.items()
@@ -217,6 +220,13 @@ def _data(context: RunContext) -> dict[str, Any]:
         "calibrated_on": context.record("quantize")["calibrated_on"],
         "evaluation": context.record("evaluate")["evaluation"],
     }
+
+
+def _mixed(assigned: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns how widths were chosen; every layer's own stands among the layers."""
+    if assigned["assignment"] is None:
+        return None
+    return {key: value for key, value in assigned.items() if key != "assignment"}
 
 
 def _synthesis(load: dict[str, Any], synthesis: dict[str, Any]) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -134,7 +135,12 @@ def chain(kind: type[nn.Module], scheme: str, target: str) -> Chain:
 
 
 def build_chain(
-    graph: FloatGraph, scheme: str, target: str, calibration: Tensor, observer: str
+    graph: FloatGraph,
+    scheme: str,
+    target: str,
+    calibration: Tensor,
+    observer: str,
+    widths: Mapping[str, int | None] | None = None,
 ) -> Chain:
     """Returns the chain of any float graph."""
     placement = place(
@@ -143,6 +149,7 @@ def build_chain(
         target,
         torch_tensors=graph.fx_from_tensor,
         parameters=graph.parameter_from_initializer,
+        widths=widths,
     )
     names = GraphMap(graph.fx_from_tensor, graph.fx_from_node, graph.parameter_from_initializer)
     network = convert(graph.module, placement, names).eval()

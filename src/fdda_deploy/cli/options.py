@@ -21,8 +21,10 @@ from fdda_deploy.config import BuildConfig, config_from
 from fdda_deploy.config.sections import (
     BACKENDS,
     CALIBRATE_ON,
+    FINETUNE_LOSSES,
     OBSERVERS,
     RECIPES,
+    SCALE_SEARCHES,
     SCHEDULES,
     TARGETS,
 )
@@ -74,6 +76,9 @@ class Options:
     eval_data: Annotated[
         str | None, option(IMAGES, "To measure accuracy on; same forms.", "PATH")
     ] = None
+    tune_data: Annotated[
+        str | None, option(IMAGES, "To choose widths on (--max-drop); same forms.", "PATH")
+    ] = None
     classes: Annotated[
         str | None, option(IMAGES, "One class id a line, in the order of the logits.", "FILE")
     ] = None
@@ -91,12 +96,24 @@ class Options:
         int | None, option(BITS, "First and last weighted layer; default 8.", "N")
     ] = None
     observer: Annotated[str | None, one_of(BITS, OBSERVERS, "How ranges are found")] = None
+    scale_search: Annotated[str | None, one_of(BITS, SCALE_SEARCHES, "And refined")] = None
     calibrate_on: Annotated[str | None, one_of(BITS, CALIBRATE_ON, "Images that set ranges")] = None
+    max_drop: Annotated[
+        float | None,
+        option(BITS, "Widen layers until top-1 drops by at most this.", "POINTS"),
+    ] = None
     finetune: Annotated[
         bool | None,
         option(BITS, "Distil into the quantized network.", flag="--finetune/--no-finetune"),
     ] = None
     finetune_steps: Annotated[int | None, option(BITS, "Steps of it.", "N")] = None
+    finetune_loss: Annotated[str | None, one_of(BITS, FINETUNE_LOSSES, "Its loss")] = None
+    psg: Annotated[
+        bool | None, option(BITS, "Position-scaled gradients.", flag="--psg/--no-psg")
+    ] = None
+    scale_clip: Annotated[
+        float | None, option(BITS, "Hold weights within K mean|W|, for instance 2.5.", "K")
+    ] = None
 
     recipe: Annotated[str | None, one_of(SYNTHESIS, RECIPES, "How images are made")] = None
     schedule: Annotated[str | None, one_of(SYNTHESIS, SCHEDULES, "How long")] = None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import typer
 
 from fdda_deploy.cli.check_file import check_file
 from fdda_deploy.cli.options import Options, takes_options
-from fdda_deploy.cli.results import print_build
+from fdda_deploy.cli.ranking import ranking_rows
+from fdda_deploy.cli.results import BuildResult, print_build, print_json, print_table
 
 app = typer.Typer()
 
@@ -17,14 +20,17 @@ def run_until(stage: str, options: Options) -> None:
     Raises:
         FddaDeployError: What a stage refused.
     """
+    print_build(_result_of(stage, options), as_json=options.json_output, quiet=options.quiet)
+
+
+def _result_of(stage: str, options: Options) -> BuildResult:
     config = options.build_config()  # before the heavy imports: a wrong flag is told at once
     from rich.console import Console
 
     from fdda_deploy.pipeline.run import build as run_the_road
 
     console = Console(stderr=True, quiet=options.quiet)
-    result = run_the_road(config, until=stage, console=console)
-    print_build(result, as_json=options.json_output, quiet=options.quiet)
+    return run_the_road(config, until=stage, console=console)
 
 
 def examples(*lines: str) -> str:
@@ -37,6 +43,7 @@ def examples(*lines: str) -> str:
         "build digits --bits 4",
         "build resnet18 --calib-data images/ --eval-data val/ --scheme w8a8",
         "build nets.py:small --weights small.pth --input-size 32 --num-classes 10",
+        "build digits --bits 4 --max-drop 0.5",
         "build --config out/digits-w4a8/config.toml",
     )
 )
@@ -51,6 +58,18 @@ def build(options: Options) -> None:
 def synthesize(options: Options) -> None:
     """Make images from the network."""
     run_until("synthesize", options)
+
+
+@app.command(epilog=examples("sensitivity digits --bits 4", "sensitivity resnet18 --json"))
+@takes_options
+def sensitivity(options: Options) -> None:
+    """Rank the layers by the damage that each does alone, without labels."""
+    folder = _result_of("sensitivity", options).out
+    found = json.loads((folder / "sensitivity.json").read_text(encoding="utf-8"))
+    if options.json_output:
+        print_json(found)
+    elif not options.quiet:
+        print_table(ranking_rows(found))
 
 
 @app.command(epilog=examples("quantize digits --scheme w4a4"))

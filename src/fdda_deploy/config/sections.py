@@ -17,7 +17,9 @@ Scalar = bool | int | float | str
 Override = Scalar | tuple[Scalar, ...]
 RECIPES = ("auto", "fdda", "fdda-paper", "gdfq", "none")
 SCHEDULES = ("auto", "published", "reduced")
-OBSERVERS = ("mse", "minmax", "percentile")
+OBSERVERS = ("mse", "lp", "minmax", "percentile", "entropy")
+SCALE_SEARCHES = ("none", "easyquant")
+FINETUNE_LOSSES = ("fdda", "dkd")
 CALIBRATE_ON = ("auto", "real", "synthetic", "both")
 BACKENDS = ("auto", "tensorrt", "rtx", "ort-cpu")
 TARGETS = ("trt", "rtx", "ort-cpu")
@@ -80,6 +82,8 @@ class DataConfig(Section):
         calib_data: Folder, ``.tar`` or ``.npz`` of images to calibrate and fine-tune on; None uses
             the model's own split, or no real image at all.
         eval_data: The same for measuring accuracy; None uses the model's own split, or skips.
+        tune_data: The same for choosing between widths with ``max_drop``; never the images of
+            ``eval_data``. None takes images held out of fine-tuning, without labels.
         classes: File with one class id a line, in the order of the logits; None sorts folder names.
         calib_limit: Most images read from ``calib_data``; None reads all.
         eval_limit: Most images read from ``eval_data``; None reads all.
@@ -89,10 +93,19 @@ class DataConfig(Section):
 
     calib_data: str | None = None
     eval_data: str | None = None
+    tune_data: str | None = None
     classes: str | None = None
     calib_limit: int | None = limited(None, minimum=1)
     eval_limit: int | None = limited(None, minimum=1)
     max_damaged: int = limited(10, minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tune_data is not None and self.tune_data == self.eval_data:
+            raise ConfigError(
+                f"--tune-data and --eval-data are both {self.tune_data}: what chooses the widths "
+                "cannot also measure them. Give other images to one of them."
+            )
 
 
 @dataclass(frozen=True)
@@ -123,18 +136,30 @@ class QuantizeConfig(Section):
         act_bits: 2 to 8, or 16 for floating point; 8 is what tensor cores execute.
         first_last_bits: 2 to 8 for the first and last weighted layer; 8 as in the field's tables.
         observer: How ranges are chosen; MSE was the best or close to it in published INT8 tables.
+        scale_search: ``easyquant`` then searches all scales by each layer's output.
         calibrate_on: Which images set the ranges; ``auto`` takes real ones where there are enough.
+        max_drop: Most top-1 points that may be lost: the cheapest widths per layer (the scheme's, 8
+            bits or float) that hold it on the tune images; None gives every layer the scheme's.
         finetune: Distil the float network into the quantized one.
         finetune_steps: Steps of it; None takes the schedule's.
+        finetune_loss: ``fdda`` as published, or ``dkd``, decoupled distillation.
+        psg: Scale the weights' gradients by their distance from the grid; off as in FDDA.
+        scale_clip: k of GDRQ's Scale-Clip, which holds weights within k mean|W| of their channel;
+            2 to 3 at low widths; None does without, as FDDA does.
     """
 
     weight_bits: int = 4
     act_bits: int = 8
     first_last_bits: int = 8
     observer: str = limited("mse", choices=OBSERVERS)
+    scale_search: str = limited("none", choices=SCALE_SEARCHES)
     calibrate_on: str = limited("auto", choices=CALIBRATE_ON)
+    max_drop: float | None = limited(None, minimum=0, maximum=100)
     finetune: bool = True
     finetune_steps: int | None = limited(None, minimum=1)
+    finetune_loss: str = limited("fdda", choices=FINETUNE_LOSSES)
+    psg: bool = False
+    scale_clip: float | None = limited(None, minimum=1.1, maximum=100.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 
 from fdda_deploy.errors import CalibrationError, ConfigError
 from fdda_deploy.pipeline.quantization.observers import (
+    HistogramObserver,
+    weight_qparams,
+)
+from fdda_deploy.pipeline.quantization.ranges import (
     OBSERVERS,
     Histogram,
-    HistogramObserver,
     activation_qparams,
     minmax_qparams,
     mse_qparams,
     percentile_qparams,
-    weight_qparams,
 )
 from fdda_deploy.quant.affine import dequantize, fake_quant, qparams_from_amax, quantize
 from fdda_deploy.quant.qparams import SMALLEST_SCALE, QParams
@@ -202,8 +204,8 @@ def test_a_constant_tensor_is_kept_to_half_a_step(
 
 
 def test_an_unknown_observer_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="observer 'entropy': want one of mse, minmax, perc"):
-        activation_qparams(seen(values_of("bell")), 8, "entropy")
+    with pytest.raises(ConfigError, match="observer 'median': want one of mse, lp, minmax, p"):
+        activation_qparams(seen(values_of("bell")), 8, "median")
 
 
 WEIGHT = np.random.default_rng(2).normal(size=(6, 4, 3, 3)).astype(np.float32)

@@ -38,7 +38,7 @@ def bare_report() -> Report:
     report = _full()
     report |= {"backend_reason": None, "recipe": None, "schedule": None, "notes": []}
     report |= {"warnings": [], "accuracy": None, "layers": [], "parity": None, "check": None}
-    report |= {"engine": None, "synthesis": None, "finetune": None, "stages": []}
+    report |= {"engine": None, "synthesis": None, "finetune": None, "stages": [], "mixed": None}
     report |= {"peak_rss_mib": None, "versions": {}, "config": {}}
     report["model"] = dict.fromkeys(report["model"]) | {"name": "mine.py:net", "input": [3, 32, 32]}
     report["data"] = dict.fromkeys(report["data"])
@@ -97,6 +97,7 @@ def _full() -> dict[str, Any]:
         },
         "synthesis": _synthesis(),
         "finetune": _finetune(),
+        "mixed": _mixed(),
         "stages": _stages(),
         "peak_rss_mib": 1_412.6,
         "versions": {
@@ -237,6 +238,34 @@ def _finetune() -> dict[str, Any]:
         "after": 0.00287,
         "history": {"distillation": _curve(0.02, 0.006, 60, 0.3)},
         "reason": "The held-out loss fell by 30 %.",
+    }
+
+
+def _mixed() -> dict[str, Any]:
+    measured = ((62_300, 3.5, 12, 2, 0), (81_900, 0.5, 9, 5, 0), (120_400, 0.75, 4, 9, 1))
+    points = [
+        {
+            "grid_bytes": grid_bytes,
+            "stored_bytes": 176_120 + 8_000 * in_float,
+            "drop": drop,
+            "layers_at": {"4": low, "8": wide, **({"float": in_float} if in_float else {})},
+            "chosen": drop == 0.5,
+        }
+        for grid_bytes, drop, low, wide, in_float in measured
+    ]
+    raised = [
+        {"name": name, "from_bits": 4, "to_bits": 8, "kl": 0.0031, "sqnr_db": sqnr_db}
+        for name, *_, sqnr_db in _LAYERS[9:12]
+    ]
+    return {
+        "max_drop": 0.6,
+        "drop": 0.5,
+        "metric": "top-1 drop",
+        "tune": {"origin": "tune/", "n": 400, "labelled": True},
+        "float_bytes": 697_640,
+        "num_layers": 14,
+        "points": points,
+        "raised": raised,
     }
 
 

@@ -43,6 +43,8 @@ STAGES = [
     "load",
     "statistics",
     "synthesize",
+    "sensitivity",
+    "assign",
     "quantize",
     "export",
     "check",
