@@ -13,6 +13,7 @@ from rich.console import Console
 from fdda_deploy import __version__
 from fdda_deploy.config import BuildConfig
 from fdda_deploy.engines.doctor import choose_backend, target_of
+from fdda_deploy.pipeline.allocator import keep_freed_memory
 from fdda_deploy.pipeline.progress import stage_progress
 from fdda_deploy.pipeline.report.manifest import manifest
 from fdda_deploy.pipeline.report.summary import summary_rows
@@ -91,6 +92,7 @@ def build(
         checkpoint_every_seconds,
         until,
     )
+    keep_freed_memory()
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     last = next(index for index, stage in enumerate(ROAD) if stage.name == until)

@@ -129,6 +129,7 @@ def short(out: Path, model: str = "digits", **changes: Any) -> BuildConfig:
         "out": str(out),
     }
     overrides = changes.pop("overrides", None)
+    flags |= {"effort": "fast", "finetune": True}  # reconstruction has tests of its own
     config = config_from(None, {**flags, **changes})
     if overrides:
         config.synthesis.overrides.update(overrides)

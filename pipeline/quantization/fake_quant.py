@@ -33,6 +33,17 @@ def quantize(x: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
     return rounded.clamp(qmin, qmax)
 
 
+def fake_quant(x: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Returns ``clip(round(x / scale), qmin, qmax) * scale``: ``x`` on its grid, in its dtype.
+
+    ``scale`` broadcasts over ``x``; ``x`` is not written to. Where no gradient is recorded, the
+    four steps share one new tensor, with the same bits: fresh memory costs more than arithmetic.
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
+        return quantize(x, scale, qmin, qmax) * scale
+    return (x / scale).round_().clamp_(qmin, qmax).mul_(scale)
+
+
 class Observer(Protocol):
     """Gathers the range of one tensor."""
 
@@ -74,7 +85,7 @@ class ActivationQuantizer(nn.Module):
             return x
         if self.qparams is None:
             return x
-        return quantize(x, self.scale, self.qparams.qmin, self.qparams.qmax) * self.scale
+        return fake_quant(x, self.scale, self.qparams.qmin, self.qparams.qmax)
 
 
 class WeightQuantizer(nn.Module):
@@ -101,4 +112,4 @@ class WeightQuantizer(nn.Module):
         """Returns ``weight`` on its grid, same shape and dtype."""
         if self.qparams is None:
             return weight
-        return quantize(weight, self.scale, self.qparams.qmin, self.qparams.qmax) * self.scale
+        return fake_quant(weight, self.scale, self.qparams.qmin, self.qparams.qmax)

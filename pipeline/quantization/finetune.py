@@ -55,10 +55,11 @@ class FinetuneSettings:
             (`weight_reshaping.position_scale`); meant for ``sgd``, since Adam divides it out again.
         scale_clip: k of Scale-Clip (`weight_reshaping.scale_clip`); None keeps the weights' grids.
         trainable: ``all`` weights and biases, or ``scales-and-biases``: the integer weights stay,
-            and Adam trains their scales and the biases (`fixed_integers`).
+            and Adam trains their scales, the activation steps and the biases (`fixed_integers`).
         scale_lr: Peak rate of the scales' logarithms, so a relative one: 1e-3 moves a scale by
             about 0.1 % a step. Deep networks want no more (mobilenet_v2: 1e-2 diverges), short ones
             bear ten times that.
+        step_lr: Peak rate of the logarithms of the activation steps beside them.
         bias_lr: Peak rate of the biases beside them, in their own unit.
 
     Raises:
@@ -81,6 +82,7 @@ class FinetuneSettings:
     scale_clip: float | None = None
     trainable: str = "all"
     scale_lr: float = 1e-3
+    step_lr: float = 2e-3
     bias_lr: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -137,8 +139,7 @@ def finetune(
     """Trains weights and biases of ``network`` in place; keeps them only if they help.
 
     Help is measured without labels, as KL(teacher || student) on ``held_out``, images that no step
-    sees. Activation grids stay as calibrated, and so do the weights' unless ``scale_clip`` or
-    ``trainable`` says otherwise.
+    sees. Grids stay as calibrated unless ``scale_clip`` or ``trainable`` says otherwise.
 
     Args:
         network: Calibrated.
@@ -157,7 +158,7 @@ def finetune(
     generator = torch.Generator().manual_seed(seed)
     fixed = FixedIntegers(network) if settings.trainable == "scales-and-biases" else None
     try:
-        for parameter in network.parameters() if fixed is None else [*fixed.gains, *fixed.biases]:
+        for parameter in network.parameters() if fixed is None else fixed.trained:
             parameter.requires_grad_(True)
         losses = _train(network, teacher, draws, settings, generator, fixed, progress)
         after = divergence(network, teacher, held_out, device)
@@ -167,7 +168,7 @@ def finetune(
             fixed.remove()
     kept = after < before  # NaN compares false: a diverged student is never kept
     if not kept:
-        restore(network, start)
+        restore(network, start)  # the steps were never written
     elif fixed is not None:
         fixed.write_back()
     curve = [value for value in map(float, losses) if math.isfinite(value)]
@@ -249,6 +250,7 @@ def _optimizer(
         return torch.optim.Adam(
             [
                 {"params": fixed.gains, "lr": settings.scale_lr},
+                {"params": fixed.steps, "lr": settings.step_lr},
                 {"params": fixed.biases, "lr": settings.bias_lr},
             ]
         )

@@ -1,4 +1,4 @@
-"""Training what rounding left free: the scales of fixed integer weights, and the biases."""
+"""Training what rounding left free: biases, activation steps, scales of fixed integer weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
-from fdda_deploy.pipeline.quantization.fake_quant import WeightQuantizer, quantize
+from fdda_deploy.pipeline.quantization.fake_quant import (
+    ActivationQuantizer,
+    WeightQuantizer,
+    quantize,
+)
+from fdda_deploy.pipeline.quantization.learned_step import LearnedStep
 from fdda_deploy.quant.qparams import QParams
 
 
@@ -43,13 +48,13 @@ class ScaledIntegers(nn.Module):
 
     def forward(self, _weight: Tensor) -> Tensor:
         """Returns the weight, shaped as the integers."""
-        return self.integers * _spread(self.scale, self.qparams, self.integers.ndim)
+        return self.integers * spread(self.scale, self.qparams, self.integers.ndim)
 
 
 class FixedIntegers:
-    """A network whose integer weights stay while their scales and the biases train.
+    """A network whose integer weights stay while scales, activation steps and biases train.
 
-    Takes the place of the weight quantizers until `remove`.
+    Takes the place of the quantizers until `remove`.
 
     Args:
         network: Calibrated, its weights rounded as they shall stay.
@@ -58,25 +63,36 @@ class FixedIntegers:
     def __init__(self, network: QuantNetwork) -> None:
         self._network = network
         module = network.graph_module.requires_grad_(False)
-        self._stand_ins: dict[str, ScaledIntegers] = {}
+        self._weights: dict[str, ScaledIntegers] = {}
         for point in network.placement.weights:
             quantizer = network.weight_quantizers[point.initializer]
-            self._stand_ins[point.initializer] = ScaledIntegers(network.weight(point), quantizer)
-        self._keys = {
-            name: key
-            for name, quantizer in network.weight_quantizers.items()
-            for key, child in module.named_children()
-            if child is quantizer
+            self._weights[point.initializer] = ScaledIntegers(network.weight(point), quantizer)
+        unused = torch.Generator()  # nothing is dropped
+        self._steps = {
+            name: LearnedStep(quantizer, drop=0.0, learn_scale=True, generator=unused)
+            for name, quantizer in network.activation_quantizers.items()
         }
-        for name, key in self._keys.items():
-            module.add_module(key, self._stand_ins[name])
-        self.gains = [stand_in.log_gain for stand_in in self._stand_ins.values()]
-        self.biases = [module.get_parameter(name) for name in _bias_names(module)]
+        originals: dict[str, WeightQuantizer | ActivationQuantizer] = {
+            **network.weight_quantizers,
+            **network.activation_quantizers,
+        }
+        keys = {id(child): key for key, child in module.named_children()}
+        self._originals = {keys[id(child)]: child for child in originals.values()}
+        for name, stand_in in {**self._weights, **self._steps}.items():
+            module.add_module(keys[id(originals[name])], stand_in)
+        self.gains = [stand_in.log_gain for stand_in in self._weights.values()]
+        self.steps = [stand_in.log_gain for stand_in in self._steps.values()]
+        self.biases = [module.get_parameter(name) for name in bias_names(module)]
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Everything that takes a gradient."""
+        return [*self.gains, *self.steps, *self.biases]
 
     def remove(self) -> None:
-        """Puts the weight quantizers back, as they were."""
-        for name, key in self._keys.items():
-            self._network.graph_module.add_module(key, self._network.weight_quantizers[name])
+        """Puts the quantizers back, as they were."""
+        for key, quantizer in self._originals.items():
+            self._network.graph_module.add_module(key, quantizer)
 
     @torch.no_grad()
     def write_back(self) -> None:
@@ -90,15 +106,18 @@ class FixedIntegers:
         """
         self.remove()
         for point in self._network.placement.weights:
-            stand_in = self._stand_ins[point.initializer]
+            stand_in = self._weights[point.initializer]
             quantizer = self._network.weight_quantizers[point.initializer]
             weight = self._network.weight(point)
             learned = dataclasses.replace(stand_in.qparams, scale=stand_in.scale.cpu().numpy())
             quantizer.set_qparams(learned, tuple(weight.shape))
             weight.copy_(stand_in.integers * quantizer.scale)
+        for name, step in self._steps.items():
+            grid = dataclasses.replace(step.qparams, scale=step.scale.cpu().numpy())
+            self._network.activation_quantizers[name].set_qparams(grid)
 
 
-def _spread(scale: Tensor, qparams: QParams, ndim: int) -> Tensor:
+def spread(scale: Tensor, qparams: QParams, ndim: int) -> Tensor:
     """Returns ``scale`` shaped to broadcast over the weight."""
     assert qparams.axis is not None
     if qparams.block_size is not None:
@@ -106,7 +125,7 @@ def _spread(scale: Tensor, qparams: QParams, ndim: int) -> Tensor:
     return scale.reshape([-1 if d == qparams.axis else 1 for d in range(ndim)])
 
 
-def _bias_names(module: fx.GraphModule) -> list[str]:
+def bias_names(module: fx.GraphModule) -> list[str]:
     """Returns the parameters that convolutions and linear layers add, each once, in graph order."""
     calls = [node.args for node in module.graph.nodes if node.op == "call_function"]
     found = [

@@ -47,6 +47,11 @@ class LayerShape:
         height, width = (1, 1, *self.weight[2:])[-2:]
         return height, width
 
+    @property
+    def fan_in(self) -> int:
+        """Inputs that one output channel reads."""
+        return torch.Size(self.weight[1:]).numel()
+
 
 def layer_shape(node: fx.Node, weight: tuple[int, ...]) -> LayerShape | None:
     """Returns how a graph node reads its input; None for layers other than the three known."""
@@ -67,8 +72,7 @@ def layer_shape(node: fx.Node, weight: tuple[int, ...]) -> LayerShape | None:
 def num_positions(shape: LayerShape) -> int:
     """Returns how many positions keep one evaluation of the layer near 2^26 multiplications."""
     rows = shape.weight[0]
-    fan_in = torch.Size(shape.weight[1:]).numel()
-    cost = fan_in * (rows + shape.groups * _COST_OF_ROUNDING)
+    cost = shape.fan_in * (rows + shape.groups * _COST_OF_ROUNDING)
     return min(MAX_POSITIONS, max(MIN_POSITIONS, _BUDGET // cost))
 
 
@@ -87,6 +91,39 @@ def sampled_positions(output: Tensor, shape: LayerShape, generator: torch.Genera
         return torch.arange(count * each)
     drawn = torch.randint(each, (count, wanted), generator=generator)
     return (drawn + each * torch.arange(count)[:, None]).flatten()
+
+
+def distinct_positions(images: int, each: int, wanted: int, generator: torch.Generator) -> Tensor:
+    """Returns flat positions over batch and space, none twice, ``wanted`` of each image.
+
+    Args:
+        images: Images in the batch.
+        each: Positions in an image; all are taken where there are no more than wanted.
+        wanted: At least 1.
+        generator: On the CPU.
+    """
+    if each <= wanted:
+        return torch.arange(images * each)
+    drawn = torch.rand(images, each, generator=generator).topk(wanted).indices.sort().values
+    return (drawn + each * torch.arange(images)[:, None]).flatten()
+
+
+def output_size(size: torch.Size, shape: LayerShape) -> torch.Size:
+    """Returns the shape of the layer's output for an input of ``size``."""
+    if not shape.spatial_dims:
+        return torch.Size([*size[:-1], shape.weight[0]])
+    reach = zip(
+        size[2:],
+        *(
+            pair[-shape.spatial_dims :]
+            for pair in (shape.kernel, shape.stride, shape.padding, shape.dilation)
+        ),
+        strict=True,
+    )
+    spatial = [
+        (n + 2 * pad - dilation * (k - 1) - 1) // step + 1 for n, k, step, pad, dilation in reach
+    ]
+    return torch.Size([size[0], shape.weight[0], *spatial])
 
 
 def output_rows(output: Tensor, shape: LayerShape, positions: Tensor) -> Tensor:
@@ -122,9 +159,9 @@ def input_rows(x: Tensor, output_size: torch.Size, shape: LayerShape, positions:
     taps_w = torch.arange(shape.kernel[1], device=x.device) * shape.dilation[1]
     y = (rows * shape.stride[0])[:, None, None] + taps_h[:, None]
     z = (columns * shape.stride[1])[:, None, None] + taps_w
-    taken = padded.permute(0, 2, 3, 1)[image[:, None, None], y, z]  # (positions, kh, kw, C)
-    grouped = taken.permute(0, 3, 1, 2).reshape(len(taken), shape.groups, -1)
-    return grouped.transpose(0, 1).contiguous()
+    taken: Tensor = padded.permute(0, 2, 3, 1)[image[:, None, None], y, z]  # (positions, kh, kw, C)
+    grouped = taken.reshape(*taken.shape[:3], shape.groups, -1).permute(3, 0, 4, 1, 2)
+    return grouped.reshape(shape.groups, len(taken), -1)
 
 
 def _pair(value: Any, dims: int, fill: int, neutral: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from typing import Any, cast
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fdda_deploy.pipeline.report import figures, mixed, phrases
+from fdda_deploy.pipeline.report import diagnosis, figures, mixed, phrases, rounding
 from fdda_deploy.pipeline.report.schema import Report
 from fdda_deploy.pipeline.report.verdict import verdict
 
@@ -72,6 +72,9 @@ def _environment() -> Environment:
     environment.globals["change_of_size"] = phrases.change_of_size
     environment.globals["chosen_point"] = mixed.chosen_point
     environment.globals["widths_in_words"] = mixed.widths_in_words
+    environment.globals["worth_showing"] = diagnosis.worth_showing
+    environment.globals["known_kl"] = rounding.known_kl
+    environment.globals["rounding_sentences"] = rounding.rounding_sentences
     environment.globals["sqnr_caption"] = figures.sqnr_caption
     return environment
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, TypedDict, cast
 
 from fdda_deploy.pipeline.report.checking import Between, problem_in, without_nonfinite
+from fdda_deploy.pipeline.report.diagnosis import LayerFinding
 from fdda_deploy.pipeline.report.mixed import Mixed
 from fdda_deploy.pipeline.report.parts import (
     Accuracy,
@@ -27,6 +28,7 @@ from fdda_deploy.pipeline.report.parts import (
     Stage,
     Synthesis,
 )
+from fdda_deploy.pipeline.report.rounding import Rounding
 
 __all__ = ["REPORT_SCHEMA", "Report", "validate", "without_nonfinite"]
 
@@ -42,6 +44,7 @@ class Report(TypedDict):
         runs_as: What the hardware executes for this scheme, in one sentence.
         backend_reason: Why this backend was taken.
         mixed: None without ``--max-drop``.
+        diagnosis: The layers where most noise enters, the worst first; empty if all are sound.
         schedule: For instance ``reduced schedule: 1,200 of 80,000 generator steps``.
         config: The resolved configuration, by section.
     """
@@ -68,7 +71,9 @@ class Report(TypedDict):
     engine: Engine | None
     bench: Bench
     synthesis: Synthesis | None
+    rounding: Rounding
     finetune: Finetune | None
+    diagnosis: list[LayerFinding]
     mixed: Mixed | None
     stages: list[Stage]
     peak_rss_mib: Annotated[float, Between(0)] | None

@@ -1,4 +1,4 @@
-"""Quantize: place, calibrate, correct biases, fine-tune; integers and scales on disk."""
+"""Quantize: place, calibrate, round, reconstruct, fine-tune; integers and scales on disk."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from fdda_deploy.exporters.placement import TABLE, place
+from fdda_deploy.exporters.placement import place
 from fdda_deploy.pipeline.evaluate import torch_predictor
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.quantization.calibrate import calibrate
@@ -23,12 +23,15 @@ from fdda_deploy.pipeline.quantization.finetune import (
     finetune,
     frozen_copy,
 )
-from fdda_deploy.pipeline.quantization.layers import LayerError, correct_biases, layer_errors
+from fdda_deploy.pipeline.quantization.layers import correct_biases, layer_errors
 from fdda_deploy.pipeline.quantization.ties import settle_ties
 from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
+from fdda_deploy.pipeline.stages.diagnosing import diagnosed
 from fdda_deploy.pipeline.stages.grids import RECORD, save_grids
 from fdda_deploy.pipeline.stages.images import Pool
 from fdda_deploy.pipeline.stages.interleaved import interleaved_draw, untrained_images
+from fdda_deploy.pipeline.stages.layer_rows import layer_rows
+from fdda_deploy.pipeline.stages.rounding import effort_of, reference_of, rounded
 from fdda_deploy.pipeline.stages.searching import searched_scales
 from fdda_deploy.pipeline.stages.synthesizing import synthetic_images
 from fdda_deploy.pipeline.synthesis.recipes import recipe_named
@@ -37,6 +40,10 @@ from fdda_deploy.quant.points import Placement
 
 REDUCED_FINETUNE_STEPS = {"small": 300, "large": 40}
 """Student steps where the generator's schedule is reduced, up to 64 px and above."""
+SCALE_STEPS = {"small": 300, "large": 150}
+"""The same where scales and biases alone are trained: Adam gets somewhere in fewer."""
+SCALE_TEMPERATURE = 2.0
+"""FDDA's 20 matches logits; what is judged is the KL of the prediction itself."""
 LAYER_IMAGES = 16
 BIAS_IMAGES = 128
 TIE_PIXELS = 2**19
@@ -48,6 +55,7 @@ def _inputs(context: RunContext) -> dict[str, Json]:
         **context.keys("load", "synthesize", "assign"),
         "images": None if images is None else images.digest,
         "settings": json.loads(json.dumps(dataclasses.asdict(context.config.quantize))),
+        "effort": effort_of(context),
         "finetune": json.loads(json.dumps(dataclasses.asdict(finetune_settings(context)))),
         "target": context.target,
         "seed": context.config.run.seed,
@@ -74,11 +82,13 @@ def placement_with(context: RunContext, widths: Mapping[str, int | None] | None)
     )
 
 
-def converted(context: RunContext, placement: Placement) -> QuantNetwork:
-    """Returns the float network with pass-through quantizers at every point."""
+def converted(
+    context: RunContext, placement: Placement, module: fx.GraphModule | None = None
+) -> QuantNetwork:
+    """Returns the float network, or its equalised twin, with pass-through quantizers."""
     graph = context.float_graph
     names = GraphMap(graph.fx_from_tensor, graph.fx_from_node, graph.parameter_from_initializer)
-    return convert(graph.module, placement, names)
+    return convert(graph.module if module is None else module, placement, names)
 
 
 def finetune_settings(context: RunContext) -> FinetuneSettings:
@@ -88,8 +98,10 @@ def finetune_settings(context: RunContext) -> FinetuneSettings:
     full_steps = (published.num_epochs - published.warmup_epochs) * published.steps_per_epoch
     steps = full_steps
     if recipe.num_steps < published.num_steps or context.recipe is None:
-        steps = REDUCED_FINETUNE_STEPS["small" if context.small_images else "large"]
+        table = REDUCED_FINETUNE_STEPS if _trainable(context) == "all" else SCALE_STEPS
+        steps = table["small" if context.small_images else "large"]
     steps = context.config.quantize.finetune_steps or steps
+    trainable = _trainable(context)
     period = published.student_cosine_period_steps * steps / max(1, full_steps)
     return FinetuneSettings(
         num_steps=max(1, steps),
@@ -98,12 +110,30 @@ def finetune_settings(context: RunContext) -> FinetuneSettings:
         momentum=recipe.student_momentum,
         weight_decay=recipe.student_weight_decay,
         alpha=recipe.student_alpha,
-        temperature=recipe.student_temperature,
+        temperature=SCALE_TEMPERATURE if trainable != "all" else recipe.student_temperature,
         cosine_period_steps=max(1, round(period)),
         loss=context.config.quantize.finetune_loss,
         psg=context.config.quantize.psg,
         scale_clip=context.config.quantize.scale_clip,
+        trainable=trainable,
     )
+
+
+def _finetunes(context: RunContext) -> bool:
+    """Whether to fine-tune: as asked, else with every effort but ``fast``."""
+    asked = context.config.quantize.finetune
+    return effort_of(context) != "fast" if asked is None else asked
+
+
+def _trainable(context: RunContext) -> str:
+    """Returns what the student trains: after rounding by images, scales and biases alone.
+
+    Straight-through steps on weights would undo the rounding; who asks for a method that moves
+    weights gets it all the same.
+    """
+    settings = context.config.quantize
+    moves = settings.psg or settings.scale_clip is not None
+    return "all" if moves or effort_of(context) == "none" else "scales-and-biases"
 
 
 def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
@@ -111,7 +141,8 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
     synthetic = _labelled_by_teacher(context, synthetic_images(context))
     pool = Pool(context.calibration, synthetic, context.config.run.seed)
     placement = placement_of(context)
-    network = converted(context, placement)
+    reference = reference_of(context, pool, progress)
+    network = converted(context, placement, reference)
     counts = pool.calibration_counts(settings.calibrate_on)
     batches = pool.calibration_batches(counts, context.config.run.batch_size)
     recipe = context.recipe
@@ -128,17 +159,18 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
         num_images=sum(counts),
         progress=progress,
     )
-    search = searched_scales(context, network, pool, progress)
+    search = searched_scales(context, network, reference, pool, progress)
+    rounding = rounded(context, network, reference, pool, progress)
     correction = None
-    if recipe is None or recipe.quantize_everything:  # the published FDDA corrects nothing
+    published = recipe is not None and not recipe.quantize_everything  # it corrects nothing
+    if rounding["closed_form"] is None and not published:  # closed form corrects as it goes
         progress(0, 0, "correcting biases")
         correction = _correct_biases(context, network, pool)
-    result = _finetune(context, network, pool, progress) if settings.finetune else None
+    result = _finetune(context, network, pool, progress) if _finetunes(context) else None
     settle_ties(network, pool.sample(_tie_images(context)), context.device)
     progress(0, 0, "measuring layers")
-    errors = layer_errors(
-        network, context.float_graph.module, pool.sample(LAYER_IMAGES), context.device
-    )
+    errors = layer_errors(network, reference, pool.sample(LAYER_IMAGES), context.device)
+    findings = diagnosed(context, network, reference, pool.sample(LAYER_IMAGES), errors)
     network.to(torch.device("cpu"))
     save_grids(
         folder,
@@ -152,9 +184,11 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
         "ranges_from": "untrained-generator" if untrained else "images",
         "skipped": [] if context.calibration is None else list(context.calibration.skipped),
         "scale_search": search,
+        "rounding": rounding,
         "bias_correction": correction,
         "finetune": None if result is None else _finetune_record(result, pool.holds_out),
-        "layers": _layers(placement, context, errors),
+        "diagnosis": findings,
+        "layers": layer_rows(context, placement, errors),
     }
 
 
@@ -232,55 +266,6 @@ def _finetune_record(result: FinetuneResult, holds_out: bool) -> dict[str, Json]
         "history_every": result.history_every,
         "reason": reason,
     }
-
-
-def _layers(placement: Placement, context: RunContext, errors: list[LayerError]) -> list[Json]:
-    """Returns one row per weighted layer for the report, in graph order."""
-    graph = context.float_graph.proto.graph
-    weight_bits = {node: point for point in placement.weights for node in point.consumers}
-    act_bits = {
-        node: point.num_bits
-        for point in placement.activations
-        for node, i in point.consumers
-        if i == 0
-    }
-    measured = {error.node: error for error in errors}
-    left = dict(placement.left_float)
-    rows: list[Json] = []
-    for node in graph.node:
-        point = weight_bits.get(node.name)
-        if point is None and node.name not in left:
-            continue
-        error = measured.get(node.name)
-        weights = None if point is None else point.num_bits
-        acts = act_bits.get(node.name)
-        rows.append(
-            {
-                "name": node.name,
-                "op": node.op_type,
-                "weight_bits": weights,
-                "act_bits": acts,
-                "precision": _precision(weights, acts, None if point is None else point.storage),
-                "weight_sqnr_db": None if error is None else error.weight_sqnr_db,
-                "output_sqnr_db": None if error is None else error.output_sqnr_db,
-                "reason": left.get(node.name) or TABLE["weighted-weight"].reason,
-            }
-        )
-    return rows
-
-
-def _precision(weights: int | None, acts: int | None, storage: str | None) -> str:
-    """Says in words what a layer runs in."""
-    if weights is None:
-        return "float"
-    if acts is None:
-        return f"float, {weights}-bit weights stored as {str(storage).upper()}"
-    if (weights, acts) == (8, 8):
-        return "INT8"
-    grids = [
-        f"{n}-bit {what} grid" for n, what in ((weights, "weight"), (acts, "activation")) if n < 8
-    ]
-    return f"INT8 ({', '.join(grids)})"
 
 
 QUANTIZE = Stage("quantize", _inputs, _run, {RECORD: "calibration.json"})

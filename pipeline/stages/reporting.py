@@ -8,13 +8,14 @@ import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fdda_deploy import __version__
 from fdda_deploy.config import to_dict, to_toml
 from fdda_deploy.engines.gpu import gpu_present
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.report.html import render_html
+from fdda_deploy.pipeline.report.rounding import Rounding, rounding_warnings
 from fdda_deploy.pipeline.report.schema import REPORT_SCHEMA, validate, without_nonfinite
 from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
 from fdda_deploy.pipeline.stages.identity import version_of
@@ -72,7 +73,7 @@ def _report(context: RunContext) -> dict[str, Any]:
     config, load = context.config, context.record("load")
     evaluated = context.record("evaluate")
     synthesis, quantized = context.record("synthesize"), context.record("quantize")
-    check = context.record("check")
+    check, rounding = context.record("check"), _rounding(quantized)
     return {
         "schema": REPORT_SCHEMA,
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -85,7 +86,12 @@ def _report(context: RunContext) -> dict[str, Any]:
         "recipe": synthesis["recipe"] or "none",
         "schedule": synthesis.get("schedule"),
         "notes": _notes(context),
-        "warnings": [*load["warnings"], *_image_warnings(synthesis), *_skipped(context)],
+        "warnings": [
+            *load["warnings"],
+            *_image_warnings(synthesis),
+            *_skipped(context),
+            *rounding_warnings(rounding),
+        ],
         "model": {key: load[key] for key in _MODEL} | {"preprocessing": load["described"]},
         "data": _data(context),
         "accuracy": evaluated["accuracy"],
@@ -99,7 +105,9 @@ def _report(context: RunContext) -> dict[str, Any]:
         | {"compute_capabilities": list(config.engine.sm)},
         "bench": context.record("bench"),
         "synthesis": _synthesis(load, synthesis),
+        "rounding": rounding,
         "finetune": quantized["finetune"],
+        "diagnosis": quantized["diagnosis"],
         "mixed": _mixed(context.record("assign")),
         "stages": [
             {"name": name, "seconds": result.work_seconds, "cached": result.cached}
@@ -136,13 +144,6 @@ def _notes(context: RunContext) -> list[str]:
     if synthesis.get("schedule"):
         notes.append(f"Synthesis: {synthesis['schedule']}.")
     notes.append(_ranges_note(context, quantized))
-    correction = quantized["bias_correction"]
-    if correction is not None:
-        notes.append(
-            f"Bias correction of {correction['biases']} layers was "
-            f"{'kept' if correction['kept'] else 'taken back'}: KL(float || quantized) on held-out "
-            f"images went from {correction['before']:.3g} to {correction['after']:.3g} nats."
-        )
     engine = context.record("engine")
     if engine["plan_bytes"] and engine["plan_bytes"] > engine["fp32_plan_bytes"]:
         notes.append(
@@ -220,6 +221,12 @@ def _data(context: RunContext) -> dict[str, Any]:
         "calibrated_on": context.record("quantize")["calibrated_on"],
         "evaluation": context.record("evaluate")["evaluation"],
     }
+
+
+def _rounding(quantized: Mapping[str, Any]) -> Rounding:
+    """Returns how weights came to their integers, with what was not finite as None."""
+    changes = {key: quantized[key] for key in ("scale_search", "bias_correction")}
+    return cast("Rounding", without_nonfinite({**quantized["rounding"], **changes}))
 
 
 def _mixed(assigned: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import fx
+
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.easyquant import NUM_IMAGES, search_scales
@@ -11,14 +13,18 @@ from fdda_deploy.pipeline.workspace import Json
 
 
 def searched_scales(
-    context: RunContext, network: QuantNetwork, pool: Pool, progress: Progress
+    context: RunContext,
+    network: QuantNetwork,
+    reference: fx.GraphModule,
+    pool: Pool,
+    progress: Progress,
 ) -> dict[str, Json] | None:
     """Searches all scales by the layers' outputs where asked to; kept if held-out images agree."""
     if context.config.quantize.scale_search == "none":
         return None
     found = search_scales(
         network,
-        context.float_graph.module,
+        reference,
         pool.sample(NUM_IMAGES),
         pool.held_out(),
         device=context.device,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.quantization.calibrate import calibrate, calibrate_weights
+from fdda_deploy.pipeline.quantization.closed_form import RoundingSettings, round_network
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.mixed_precision import WIDE_BITS
 from fdda_deploy.pipeline.quantization.sensitivity import LayerSensitivity, layer_sensitivity
@@ -20,6 +21,7 @@ from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
 from fdda_deploy.pipeline.stages.images import Pool
 from fdda_deploy.pipeline.stages.interleaved import untrained_images
 from fdda_deploy.pipeline.stages.quantizing import converted, placement_with
+from fdda_deploy.pipeline.stages.rounding import effort_of
 from fdda_deploy.pipeline.stages.synthesizing import synthetic_images
 from fdda_deploy.pipeline.workspace import Json, atomic_write
 from fdda_deploy.quant.qparams import QParams
@@ -31,17 +33,26 @@ ROUNDING_IMAGES = 128
 _LATER_SETTINGS = ("max_drop", "finetune")
 """Beginnings of the settings that decide nothing before widths are chosen."""
 
-RoundWeights = Callable[[QuantNetwork, Tensor], None]
+RoundWeights = Callable[[RunContext, QuantNetwork, Tensor], None]
 """Fixes the grid of every weight of a network in place, by images ``(N, C, H, W)`` if it needs any.
 """
 
 
-def nearest(network: QuantNetwork, _images: Tensor) -> None:
-    """Rounds each weight to the nearest point of its grid."""
+def round_weights(context: RunContext, network: QuantNetwork, images: Tensor) -> None:
+    """Rounds as the build will: to nearest with effort ``none``, else in closed form."""
     calibrate_weights(network)
+    if effort_of(context) != "none":
+        round_network(
+            network,
+            context.float_graph.module,
+            torch.split(images, 8),
+            settings=RoundingSettings(),
+            device=context.device,
+            seed=context.config.run.seed,
+        )
 
 
-ROUND_WEIGHTS: RoundWeights = nearest
+ROUND_WEIGHTS: RoundWeights = round_weights
 """How a network is rounded to measure it, here and where widths are chosen."""
 
 
@@ -76,7 +87,7 @@ class Measuring:
             }
         for tensor, quantizer in network.activation_quantizers.items():
             quantizer.set_qparams(self.ranges[tensor, points[tensor]])
-        ROUND_WEIGHTS(network, self._rounding_images)
+        ROUND_WEIGHTS(self.context, network, self._rounding_images)
         return network
 
     def _find_ranges(self, network: QuantNetwork, progress: Progress) -> None:
@@ -108,6 +119,7 @@ def image_inputs(context: RunContext) -> dict[str, Json]:
     return {
         **context.keys("load", "synthesize"),
         "images": None if images is None else images.digest,
+        "effort": effort_of(context),
         "settings": {k: v for k, v in settings.items() if not k.startswith(_LATER_SETTINGS)},
         "target": context.target,
         "seed": context.config.run.seed,

@@ -21,6 +21,7 @@ from fdda_deploy.config import BuildConfig, config_from
 from fdda_deploy.config.sections import (
     BACKENDS,
     CALIBRATE_ON,
+    EFFORTS,
     FINETUNE_LOSSES,
     OBSERVERS,
     RECIPES,
@@ -98,6 +99,10 @@ class Options:
     observer: Annotated[str | None, one_of(BITS, OBSERVERS, "How ranges are found")] = None
     scale_search: Annotated[str | None, one_of(BITS, SCALE_SEARCHES, "And refined")] = None
     calibrate_on: Annotated[str | None, one_of(BITS, CALIBRATE_ON, "Images that set ranges")] = None
+    effort: Annotated[str | None, one_of(BITS, EFFORTS, "How weights are rounded")] = None
+    memory_limit: Annotated[
+        float | None, option(BITS, "For rounding and reconstruction; default 4.", "GIB")
+    ] = None
     max_drop: Annotated[
         float | None,
         option(BITS, "Widen layers until top-1 drops by at most this.", "POINTS"),

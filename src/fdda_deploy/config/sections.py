@@ -18,6 +18,7 @@ Override = Scalar | tuple[Scalar, ...]
 RECIPES = ("auto", "fdda", "fdda-paper", "gdfq", "none")
 SCHEDULES = ("auto", "published", "reduced")
 OBSERVERS = ("mse", "lp", "minmax", "percentile", "entropy")
+EFFORTS = ("auto", "none", "fast", "normal", "best")
 SCALE_SEARCHES = ("none", "easyquant")
 FINETUNE_LOSSES = ("fdda", "dkd")
 CALIBRATE_ON = ("auto", "real", "synthetic", "both")
@@ -138,9 +139,15 @@ class QuantizeConfig(Section):
         observer: How ranges are chosen; MSE was the best or close to it in published INT8 tables.
         scale_search: ``easyquant`` then searches all scales by each layer's output.
         calibrate_on: Which images set the ranges; ``auto`` takes real ones where there are enough.
+        effort: How weights are rounded: ``none`` to nearest, ``fast`` in closed form, ``normal``
+            then with a short reconstruction, ``best`` with the published one, hours on a CPU;
+            ``auto`` is ``normal`` up to 64 px or on a GPU, else ``fast``, minutes on two cores.
+        memory_limit: GiB that calibration, rounding and reconstruction may take; activations beyond
+            it go to disk. 4 is what a small machine can spare.
         max_drop: Most top-1 points that may be lost: the cheapest widths per layer (the scheme's, 8
             bits or float) that hold it on the tune images; None gives every layer the scheme's.
-        finetune: Distil the float network into the quantized one.
+        finetune: Distil the float network into the quantized one; None does so unless the effort is
+            ``fast``.
         finetune_steps: Steps of it; None takes the schedule's.
         finetune_loss: ``fdda`` as published, or ``dkd``, decoupled distillation.
         psg: Scale the weights' gradients by their distance from the grid; off as in FDDA.
@@ -154,8 +161,10 @@ class QuantizeConfig(Section):
     observer: str = limited("mse", choices=OBSERVERS)
     scale_search: str = limited("none", choices=SCALE_SEARCHES)
     calibrate_on: str = limited("auto", choices=CALIBRATE_ON)
+    effort: str = limited("auto", choices=EFFORTS)
+    memory_limit: float = limited(4.0, minimum=1.0, maximum=4096.0)
     max_drop: float | None = limited(None, minimum=0, maximum=100)
-    finetune: bool = True
+    finetune: bool | None = None
     finetune_steps: int | None = limited(None, minimum=1)
     finetune_loss: str = limited("fdda", choices=FINETUNE_LOSSES)
     psg: bool = False

@@ -12,10 +12,12 @@ from fdda_deploy.pipeline.quantization.patches import (
     MAX_POSITIONS,
     MIN_POSITIONS,
     LayerShape,
+    distinct_positions,
     input_rows,
     layer_shape,
     num_positions,
     output_rows,
+    output_size,
     sampled_positions,
 )
 
@@ -79,3 +81,20 @@ def test_other_layers_are_not_known() -> None:
     assert layer_shape(added, (3, 3)) is None
     named = graph.call_function(torch.ops.aten.linear.default, (x, x), {"bias": x})
     assert layer_shape(named, (3, 3)) is None
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_output_sizes_are_the_layers(name: str) -> None:
+    module, size = LAYERS[name]
+    x = torch.zeros(size)
+    shape = layer_shape(traced(module, x), tuple(module.weight.shape))
+    assert shape is not None
+    assert output_size(x.shape, shape) == module(x).shape
+
+
+def test_distinct_positions_take_as_many_of_each_image_and_none_twice() -> None:
+    found = distinct_positions(3, 50, 20, torch.Generator().manual_seed(0))
+    assert torch.bincount(found // 50).tolist() == [20] * 3
+    assert len(found.unique()) == 60
+    assert found[:20].tolist() != (found[20:40] - 50).tolist()
+    assert distinct_positions(2, 5, 5, torch.Generator()).tolist() == list(range(10))

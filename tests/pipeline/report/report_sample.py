@@ -7,6 +7,7 @@ import math
 from typing import Any, cast
 
 import numpy as np
+from rounding_sample import CHANGES, diagnosis, rounding
 
 from fdda_deploy.pipeline.report.schema import Report
 
@@ -40,6 +41,8 @@ def bare_report() -> Report:
     report |= {"warnings": [], "accuracy": None, "layers": [], "parity": None, "check": None}
     report |= {"engine": None, "synthesis": None, "finetune": None, "stages": [], "mixed": None}
     report |= {"peak_rss_mib": None, "versions": {}, "config": {}}
+    report["rounding"] = {"effort": "none", **dict.fromkeys(CHANGES)}
+    report["diagnosis"] = []
     report["model"] = dict.fromkeys(report["model"]) | {"name": "mine.py:net", "input": [3, 32, 32]}
     report["data"] = dict.fromkeys(report["data"])
     report["bytes"] = dict.fromkeys(report["bytes"])
@@ -96,7 +99,9 @@ def _full() -> dict[str, Any]:
             "float_cpu": _timing(1.12, "float ONNX"),
         },
         "synthesis": _synthesis(),
+        "rounding": rounding(),
         "finetune": _finetune(),
+        "diagnosis": diagnosis(),
         "mixed": _mixed(),
         "stages": _stages(),
         "peak_rss_mib": 1_412.6,

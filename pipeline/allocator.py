@@ -1,0 +1,42 @@
+"""The C allocator told to keep what it was given back, so that activations reuse warm memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_HEAP_FROM_BYTES = (2**30, 2**25)
+"""Allocations below this come from the heap; older glibc refuses more than 32 MiB."""
+_KEEP_BYTES = 2**31 - 1
+"""Free memory at the heap's end goes back to the kernel above this: the largest C ``int``."""
+
+
+def keep_freed_memory() -> bool:
+    """Makes this process keep freed memory for the next allocation; returns whether it now does.
+
+    By default glibc maps each large activation afresh and gives it back to the kernel when it is
+    freed, and the kernel clears every page again: often more time than the operator itself takes.
+    Kept memory counts as resident, so the process stays near its peak. Where the C library is not
+    glibc nothing is changed. Source: mallopt(3), ``M_MMAP_THRESHOLD`` and ``M_TRIM_THRESHOLD``;
+    benchmarks/allocator.py measures the gain.
+    """
+    if not _has_glibc():
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
+    # Only together: to set the second alone would fix the first at its small start value.
+    if not any(mallopt(_M_MMAP_THRESHOLD, size) == 1 for size in _HEAP_FROM_BYTES):
+        return False
+    return bool(mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES) == 1)
+
+
+def _has_glibc() -> bool:
+    if sys.platform != "linux":
+        return False
+    try:
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,257 @@
+"""Every weight of a network rounded in closed form, from input to output, each layer once.
+
+A layer is rounded for the inputs that the already rounded layers before it give, towards what the
+float layer computes from the float inputs; then its bias takes up what is left of the mean.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx
+
+from fdda_deploy.errors import CalibrationError
+from fdda_deploy.pipeline.network import Progress
+from fdda_deploy.pipeline.quantization.blocks import Block
+from fdda_deploy.pipeline.quantization.convert import QuantNetwork
+from fdda_deploy.pipeline.quantization.moments import LayerMoments, Moments
+from fdda_deploy.pipeline.quantization.patches import (
+    distinct_positions,
+    input_rows,
+    output_size,
+)
+from fdda_deploy.pipeline.quantization.rounding_layers import RoundingLayer, rounding_layers
+from fdda_deploy.pipeline.quantization.second_order import (
+    MAX_EXACT_INPUTS,
+    damped,
+    descend,
+    mean_shift,
+    nearest,
+    round_columns,
+    round_exact,
+    row_loss,
+    scale_search,
+    target_weights,
+)
+from fdda_deploy.pipeline.quantization.streams import Streams, streamed
+from fdda_deploy.quant.qparams import QParams
+
+MEMORY_LIMIT_BYTES = 2**31
+_ENOUGH_SAMPLES = 8192
+_SAMPLES_PER_INPUT = 64
+"""A layer of few inputs has few covariances to find, and depthwise ones cost the most to watch."""
+
+
+@dataclass(frozen=True)
+class RoundingSettings:
+    """How weights are rounded.
+
+    Attributes:
+        samples: Output positions that a layer is watched at, over all images; where that is more
+            than 64 for each input that a channel reads, fewer, but not below 8192.
+        damping: Share of the mean variance added to every variance (arXiv 2210.17323, section 3.3).
+        ridge: How strongly the float weights hold the targets, in units of the mean variance.
+        sweeps: Rounds of coordinate descent.
+        batch_size: Images at a time.
+        correct_means: Give each bias what rounding took from the mean output.
+        sequential: Make good in each layer what the layers before it lost.
+        max_fan_in: Layers that read more inputs at once keep their rounding: the covariances take
+            24 bytes times its square while they are solved.
+    """
+
+    samples: int = 32000
+    damping: float = 0.01
+    ridge: float = 3.0
+    sweeps: int = 4
+    batch_size: int = 8
+    correct_means: bool = True
+    sequential: bool = True
+    max_fan_in: int = 5120
+
+
+@dataclass(frozen=True)
+class LayerRounding:
+    """What the rounding of one layer costs, ``sum e^T H e / sum w^T H w`` over its rows.
+
+    Attributes:
+        initializer: ONNX name of the weight.
+        before: With the integers and scales that it had.
+        after: With those it got.
+    """
+
+    initializer: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class RoundingResult:
+    """What `round_network` did.
+
+    Attributes:
+        layers: Rounded, in graph order.
+        left: Pairs of (initializer, reason) of the weights that stay as they were.
+        bytes_spilled: Activations that went to disk, in all.
+        seconds: Wall time.
+    """
+
+    layers: tuple[LayerRounding, ...]
+    left: tuple[tuple[str, str], ...]
+    bytes_spilled: int
+    seconds: float
+
+
+@torch.no_grad()
+def round_network(
+    network: QuantNetwork,
+    float_module: fx.GraphModule,
+    images: Iterable[Tensor],
+    *,
+    settings: RoundingSettings,
+    device: torch.device,
+    seed: int = 0,
+    memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> RoundingResult:
+    """Rounds the weights of a calibrated network in place, and corrects its biases.
+
+    The float weights and biases are those of ``float_module``, so rounding twice is rounding once.
+    A weight becomes scale times integer. In layers where inputs have scales of their own (blocks of
+    INT4) the scales stay. No row of a layer ends with a larger loss than it began with.
+
+    Args:
+        network: Calibrated.
+        float_module: The float graph that ``network`` was converted from.
+        images: Batches ``(N, C, H, W)`` float32, preprocessed; read once.
+        settings: How.
+        device: Where to run.
+        seed: Of the sampled positions.
+        memory_limit_bytes: RAM for activations between blocks; what is beyond it goes to disk.
+        folder: Where on disk; the system's temporary folder when not given.
+        progress: Called with (layers done, layers, text).
+
+    Raises:
+        CalibrationError: No image, a grid that is missing, inputs of a layer that are not finite,
+            or activations that fit neither in memory nor on disk.
+    """
+    started = time.perf_counter()
+    network.to(device)
+    float_module.to(device)
+    layers, left = rounding_layers(network, float_module, settings.max_fan_in)
+    rounded: list[LayerRounding] = []
+    walk = _Walk(network, float_module, settings, torch.Generator().manual_seed(seed))
+    with Streams(
+        images,
+        batch_size=settings.batch_size,
+        device=device,
+        limit_bytes=memory_limit_bytes,
+        folder=folder,
+    ) as streams:
+        if not streams.num_samples:
+            raise CalibrationError("no image to round weights on. Give --calib-data.")
+        for block in streams.blocks(float_module):
+            for name in block.layers:
+                if name in layers:
+                    rounded.append(walk.round_layer(layers[name], block, streams))
+                    if progress is not None:
+                        progress(len(rounded), len(layers), "rounding weights")
+            if len(rounded) == len(layers):
+                break
+            streams.advance(block, float_module, network.graph_module)
+        spilled = streams.bytes_spilled
+    return RoundingResult(tuple(rounded), tuple(left), spilled, time.perf_counter() - started)
+
+
+class _Walk:
+    """What rounding a layer needs that stays the same from layer to layer."""
+
+    def __init__(
+        self,
+        network: QuantNetwork,
+        float_module: fx.GraphModule,
+        settings: RoundingSettings,
+        generator: torch.Generator,
+    ) -> None:
+        self._network = network
+        self._float = float_module
+        self._settings = settings
+        self._generator = generator
+
+    def round_layer(self, layer: RoundingLayer, block: Block, streams: Streams) -> LayerRounding:
+        """Rounds one weight in place and corrects the bias behind it."""
+        settings, network, point = self._settings, self._network, layer.point
+        moments = self._measure(layer, block, streams)
+        weight = self._float.get_parameter(layer.parameter)
+        rows = weight.reshape(layer.shape.groups, weight.shape[0] // layer.shape.groups, -1)
+        target = target_weights(rows, moments, settings.ridge) if settings.sequential else rows
+        hessian = damped(moments.cov_xhat, settings.damping)
+        qparams = network.weight_qparams(point)
+        scale = network.weight_quantizers[point.initializer].scale.expand_as(weight)
+        scale = scale.reshape(rows.shape)
+        had = nearest(rows, scale, qparams.qmin, qparams.qmax)
+        integers, step = _rounded(target, hessian, scale, qparams, settings.sweeps)
+        before = row_loss(target - had * scale, hessian)
+        after = row_loss(target - integers * step, hessian)
+        keep = (before <= after) | ~after.isfinite()
+        integers = torch.where(keep[:, :, None], had, integers)
+        step, after = torch.where(keep[:, :, None], scale, step), torch.where(keep, before, after)
+        if qparams.block_size is None:
+            found = step[:, :, 0].flatten().cpu().numpy()
+            network.set_weight_qparams(
+                point, QParams(found, qparams.qmin, qparams.qmax, qparams.axis)
+            )
+        network.weight(point).copy_((integers * step).reshape(weight.shape))
+        if settings.correct_means and layer.bias is not None:
+            shift = mean_shift(rows, integers * step, moments).flatten()
+            bias = self._float.get_parameter(layer.bias)
+            network.graph_module.get_parameter(layer.bias).copy_(bias + shift)
+        size = float(row_loss(rows, hessian).sum()) or 1.0  # dead weights lose nothing
+        return LayerRounding(
+            point.initializer, float(before.sum()) / size, float(after.sum()) / size
+        )
+
+    def _measure(self, layer: RoundingLayer, block: Block, streams: Streams) -> LayerMoments:
+        """Returns the moments of what the layer reads in both networks, at the same positions."""
+        part = streamed(self._float, block.source, layer.source)
+        part_hat = streamed(self._network.graph_module, block.source, layer.source_hat)
+        enough = max(_ENOUGH_SAMPLES, _SAMPLES_PER_INPUT * layer.shape.fan_in)
+        wanted = max(1, min(self._settings.samples, enough) // streams.num_samples)
+        moments = Moments()
+        for value, value_hat in streams:
+            x, x_hat = part(value), part_hat(value_hat)
+            size = output_size(x.shape, layer.shape)
+            each = size.numel() // layer.shape.weight[0] // len(value)
+            positions = distinct_positions(len(value), each, wanted, self._generator)
+            moments.add(
+                input_rows(x, size, layer.shape, positions),
+                input_rows(x_hat, size, layer.shape, positions),
+            )
+        found = moments.result()
+        if not bool(found.cov_x_xhat.isfinite().all() & found.cov_xhat.isfinite().all()):
+            raise CalibrationError(
+                f"{layer.point.initializer}: the inputs of its layer are not finite. "
+                "Check the images and the weights before it."
+            )
+        return found
+
+
+def _rounded(
+    target: Tensor, hessian: Tensor, scale: Tensor, qparams: QParams, sweeps: int
+) -> tuple[Tensor, Tensor]:
+    """Returns integers and scales of small loss, both of the shape of ``target``."""
+    qmin, qmax = qparams.qmin, qparams.qmax
+    if qparams.block_size is not None:
+        q = round_columns(target, hessian, scale, qmin, qmax)
+        return descend(target, hessian, q, scale, qmin, qmax, sweeps=sweeps, learn_scale=False)
+    if target.shape[1] == 1 and target.shape[2] <= MAX_EXACT_INPUTS:
+        q, step = round_exact(target, hessian, qmin, qmax)
+    else:
+        step = scale_search(target, hessian, qmin, qmax)
+        q = round_columns(target, hessian, step, qmin, qmax)
+    q, step = descend(target, hessian, q, step, qmin, qmax, sweeps=sweeps)
+    return q, step.expand_as(target)

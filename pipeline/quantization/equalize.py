@@ -1,0 +1,156 @@
+"""Channels rescaled so that each one uses the range of its tensor's quantizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fdda_deploy.errors import CalibrationError, ConfigError
+from fdda_deploy.pipeline.quantization.channel_groups import (
+    ChannelGroup,
+    clip_bounds,
+    find_channel_groups,
+    is_depthwise,
+    is_layer,
+)
+
+MOST = 1000.0
+"""No channel is brought further than this towards the target: a rounding error is not a signal."""
+
+
+@dataclass(frozen=True)
+class EqualizeResult:
+    """What was rescaled.
+
+    Attributes:
+        num_groups: How many groups of tied tensors.
+        tensors: Names of their tensors that a layer reads, in graph order: those to calibrate anew.
+    """
+
+    num_groups: int
+    tensors: tuple[str, ...]
+
+
+@torch.no_grad()
+def equalize(
+    graph_module: fx.GraphModule,
+    images_batches: Iterable[Tensor],
+    *,
+    dense: float = 0.25,
+    depthwise: float = 1.0,
+) -> EqualizeResult:
+    """Scales the channels of every group of tied tensors, in place, so that they fill its range.
+
+    Channel ``c`` is multiplied by ``a_c = (target / max_c) ** exponent``: rows and biases of the
+    layers that make it times ``a_c``, columns of those that read it divided by it, so that the
+    network computes what it did, up to rounding. ``max_c`` is its largest absolute value on the
+    images, ``target`` the largest ``max_c``. This is cross-layer equalization (Nagel et al., arXiv
+    1906.04721, section 4.1) towards the activation quantizer instead of the other weight, with
+    the exponent of SmoothQuant (Xiao et al., arXiv 2211.10438, eq. 4).
+
+    Ours is what follows. Tensors joined by additions share their factors. Where every reader is
+    depthwise, the per-channel scale of its weight takes the inverse at no cost, so the exponent may
+    be 1; a dense layer has one scale for all its columns and pays. Where a layer reads what was
+    clipped to ``[0, upper]``, the target is ``upper``; any clip in the group, read or pooled first,
+    holds ``1 <= a_c <= upper / max_c`` with its own ``max_c``, and so becomes the saturation of
+    each channel. Only there can the function change, on an image that exceeds ``max_c``.
+
+    Args:
+        graph_module: A float graph with BatchNorm folded. Its parameters are changed: give a copy.
+        images_batches: ``(N, C, H, W)`` float32 each, preprocessed, on the graph's device; batches
+            of 8 are fastest.
+        dense: Exponent in [0, 1] for tensors that a dense layer reads; 0 leaves them alone.
+        depthwise: The same for tensors that depthwise layers alone read.
+
+    Raises:
+        ConfigError: An exponent outside [0, 1].
+        CalibrationError: No images, or a tensor that is not finite on them.
+    """
+    for name, exponent in (("dense", dense), ("depthwise", depthwise)):
+        if not 0 <= exponent <= 1:
+            raise ConfigError(f"{name}: {exponent} is not an exponent. Give a number from 0 to 1.")
+    measured = _measure(graph_module, images_batches)
+    num_groups, tensors = 0, []
+    for group in find_channel_groups(graph_module, measured.shapes):
+        exponent = depthwise if all(map(is_depthwise, group.consumers)) else dense
+        factors = _factors(group, measured.amax, exponent)
+        if bool((factors == 1).all()):
+            continue
+        _rescale(graph_module, group, factors)
+        num_groups += 1
+        tensors += [node.name for node in group.tensors if any(map(is_layer, node.users))]
+    return EqualizeResult(num_groups, tuple(tensors))
+
+
+class _Measure(fx.Interpreter):
+    """Runs a graph and keeps shapes, and the largest absolute value of each channel."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[str, torch.Size] = {}
+        self.amax: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:  # the interpreter's own signature
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.shapes[n.name] = result.shape
+            if result.ndim >= 2 and (clip_bounds(n) is not None or any(map(is_layer, n.users))):
+                self._take(n, result)
+        return result
+
+    def _take(self, node: fx.Node, x: Tensor) -> None:
+        if node.op == "get_attr":
+            return
+        rest = [axis for axis in range(x.ndim) if axis != 1]
+        amax = torch.maximum(x.amax(rest), x.amin(rest).neg_())  # without a copy of the tensor
+        if not bool(amax.isfinite().all()):
+            raise CalibrationError(
+                f"{node.name}: not finite on the images. Check the weights and the preprocessing."
+            )
+        before = self.amax.get(node.name)
+        self.amax[node.name] = amax if before is None else torch.maximum(before, amax)
+
+
+def _measure(graph_module: fx.GraphModule, images_batches: Iterable[Tensor]) -> _Measure:
+    walk = _Measure(graph_module)
+    for batch in images_batches:
+        walk.run(batch)
+    if not walk.shapes:
+        raise CalibrationError("no images to measure channels on. Give at least one batch.")
+    return walk
+
+
+def _factors(group: ChannelGroup, amax: dict[str, Tensor], exponent: float) -> Tensor:
+    """Returns ``a_c`` ``(C,)`` float32; 1 for a channel of which the images show nothing."""
+    read = [node for node in group.tensors if any(map(is_layer, node.users))]
+    largest = torch.stack([amax[node.name] for node in read]).amax(dim=0)
+    bounds = [upper for node, upper in group.clips if node in read]
+    target = min(bounds, default=float(largest.max()))
+    factors = (target / largest.clamp_min(target / MOST)).pow(exponent)
+    for node, upper in group.clips:
+        # A factor below 1 would let a clipped value through that was cut off before.
+        factors = factors.clamp_min(1).minimum(upper / amax[node.name].clamp_min(1e-30))
+    return torch.where(largest > 0, factors, 1.0)
+
+
+def _rescale(graph_module: fx.GraphModule, group: ChannelGroup, factors: Tensor) -> None:
+    """Multiplies the rows and biases that make the group; divides the columns that read it."""
+    for layer in group.producers:
+        weight = _parameter(graph_module, layer, 1)
+        weight.mul_(factors.reshape(-1, *[1] * (weight.ndim - 1)))
+        if len(layer.args) > 2 and layer.args[2] is not None:
+            _parameter(graph_module, layer, 2).mul_(factors)
+    for layer in group.consumers:
+        weight = _parameter(graph_module, layer, 1)
+        axis = 0 if is_depthwise(layer) else 1  # a depthwise weight is (C, 1, kh, kw)
+        weight.div_(factors.reshape([-1 if d == axis else 1 for d in range(weight.ndim)]))
+
+
+def _parameter(graph_module: fx.GraphModule, layer: fx.Node, index: int) -> Tensor:
+    node = layer.args[index]
+    assert isinstance(node, fx.Node)
+    return graph_module.get_parameter(str(node.target))

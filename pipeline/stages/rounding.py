@@ -1,0 +1,143 @@
+"""Effort: how far the quantize stage goes beyond nearest rounding, and how it spends its images."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, fx
+
+from fdda_deploy.pipeline.progress import Progress
+from fdda_deploy.pipeline.quantization.closed_form import RoundingSettings, round_network
+from fdda_deploy.pipeline.quantization.convert import QuantNetwork
+from fdda_deploy.pipeline.quantization.equalize import equalize
+from fdda_deploy.pipeline.quantization.finetune import divergence
+from fdda_deploy.pipeline.quantization.reconstruct import reconstruct
+from fdda_deploy.pipeline.quantization.reconstruction_settings import RECONSTRUCTION
+from fdda_deploy.pipeline.quantization.weight_reshaping import restore, snapshot
+from fdda_deploy.pipeline.stages.context import RunContext
+from fdda_deploy.pipeline.stages.images import Pool
+from fdda_deploy.pipeline.workspace import Json
+
+NUM_IMAGES = {"small": 2048, "large": 1000}
+"""Most images that rounding and reconstruction see, up to 64 px and above."""
+EQUALIZE_IMAGES = 256
+DENSE_EXPONENT = 0.25
+"""For 8-bit weights, or activations below 8 bits. A 4-bit weight behind 8-bit activations has no
+precision to give away: there dense layers keep their columns."""
+_STREAM_SHARE = 0.25
+"""Share of the memory limit for activations between blocks; images, weights and the network's own
+temporaries need the rest."""
+_BATCH = 8
+
+Change = Callable[[], dict[str, Json]]
+
+
+def effort_of(context: RunContext) -> str:
+    """Returns ``none``, ``fast``, ``normal`` or ``best``; ``auto`` depends on what is at hand.
+
+    The published recipe rounds to nearest, so that its figures stay comparable.
+    """
+    asked = context.config.quantize.effort
+    if asked != "auto":
+        return asked
+    if context.recipe is not None and not context.recipe.quantize_everything:
+        return "none"
+    return "normal" if context.small_images or context.device.type == "cuda" else "fast"
+
+
+def reference_of(context: RunContext, pool: Pool, progress: Progress) -> fx.GraphModule:
+    """Returns the float graph to quantize: the network's own, or with its channels equalised."""
+    if effort_of(context) == "none":
+        return context.float_graph.module
+    progress(0, 0, "equalising channels")
+    scheme = context.config.quantize.scheme
+    weights_pay = scheme.weight_bits < 8 and scheme.act_bits >= 8
+    module = copy.deepcopy(context.float_graph.module).to(context.device)
+    images = pool.sample(EQUALIZE_IMAGES)
+    equalize(
+        module,
+        (batch.to(context.device) for batch in torch.split(images, _BATCH)),
+        dense=0.0 if weights_pay else DENSE_EXPONENT,
+    )
+    return module
+
+
+def rounded(
+    context: RunContext,
+    network: QuantNetwork,
+    reference: fx.GraphModule,
+    pool: Pool,
+    progress: Progress,
+) -> dict[str, Json]:
+    """Rounds in closed form and, from effort ``normal`` on, reconstructs; returns what happened.
+
+    Either is kept only if KL(float || quantized) of held-out images falls.
+    """
+    effort, device = effort_of(context), context.device
+    if effort == "none":
+        return {"effort": effort, "closed_form": None, "reconstruction": None}
+    progress(0, 0, "loading images")
+    images = pool.sample(NUM_IMAGES["small" if context.small_images else "large"])
+    held_out = pool.held_out()
+    limit = int(context.config.quantize.memory_limit * 2**30)
+
+    def closed_form() -> dict[str, Json]:
+        found = round_network(
+            network,
+            reference,
+            torch.split(images, _BATCH),
+            settings=RoundingSettings(),
+            device=device,
+            seed=context.config.run.seed,
+            memory_limit_bytes=int(limit * _STREAM_SHARE),
+            progress=progress,
+        )
+        return {"left": [list(pair) for pair in found.left], "seconds": found.seconds}
+
+    def reconstruction() -> dict[str, Json]:
+        settings = RECONSTRUCTION[effort]
+        found = reconstruct(
+            network,
+            reference,
+            torch.split(images, _BATCH),
+            settings=settings,
+            device=device,
+            seed=context.config.run.seed,
+            memory_limit_bytes=limit // 2,
+            progress=progress,
+        )
+        return {
+            "settings": dict(asdict(settings)),
+            "blocks": len(found.blocks),
+            "blocks_kept": sum(block.kept for block in found.blocks),
+            "warnings": list(found.warnings),
+            "seconds": found.seconds,
+        }
+
+    record: dict[str, Json] = {"effort": effort, "images": len(images), "reconstruction": None}
+    record["closed_form"] = _kept_if_better(context, network, held_out, closed_form)
+    if effort != "fast":
+        record["reconstruction"] = _kept_if_better(context, network, held_out, reconstruction)
+    return record
+
+
+def _kept_if_better(
+    context: RunContext, network: QuantNetwork, held_out: Tensor, change: Change
+) -> dict[str, Json]:
+    """Applies ``change``, and takes it back if held-out images disagree."""
+    teacher, device = context.float_graph.module.to(context.device), context.device
+    before, start = divergence(network.to(device), teacher, held_out, device), snapshot(network)
+    steps = network.activation_qparams()
+    found = change()
+    after = divergence(network, teacher, held_out, device)
+    kept = after < before  # NaN compares false
+    if not kept:
+        restore(network, start)
+        for name, qparams in steps.items():
+            network.activation_quantizers[name].set_qparams(qparams)
+    plain = {"before": before, "after": after if math.isfinite(after) else None}
+    return {"kept": kept, **plain, **found}

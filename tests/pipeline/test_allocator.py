@@ -1,0 +1,109 @@
+"""Keeping freed memory: warm pages are used again, and other C libraries are left alone."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from fdda_deploy.config import BuildConfig, ModelConfig
+from fdda_deploy.pipeline import allocator, run
+from fdda_deploy.pipeline.allocator import keep_freed_memory
+
+PAGE_FAULTS_OF_REUSE = """
+import ctypes, resource, sys
+from fdda_deploy.pipeline.allocator import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+libc.free.argtypes = (ctypes.c_void_p,)
+size = 2**26
+def use():
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+class FakeLibrary:
+    """A C library whose mallopt accepts what ``accepts`` says, and remembers what it was told."""
+
+    def __init__(self, accepts: Callable[[int, int], bool]) -> None:
+        self.told: list[tuple[int, int]] = []
+
+        def mallopt(parameter: int, value: int) -> int:
+            self.told.append((parameter, value))
+            return int(accepts(parameter, value))
+
+        self.mallopt = mallopt
+
+
+def use_library(monkeypatch: pytest.MonkeyPatch, library: FakeLibrary) -> None:
+    monkeypatch.setattr(allocator, "_has_glibc", lambda: True)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+
+
+def page_faults(setting: str) -> int:
+    command = [sys.executable, "-c", PAGE_FAULTS_OF_REUSE, setting]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.skipif(not allocator._has_glibc(), reason="mallopt is glibc's")
+def test_freed_memory_is_used_again_without_page_faults():
+    assert page_faults("return") > 100
+    assert page_faults("keep") < page_faults("return") / 10
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_other_systems_are_left_alone(monkeypatch, platform):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("no library is to be opened"))
+    assert keep_freed_memory() is False
+
+
+@pytest.mark.parametrize("answer", [None, "", ValueError("unrecognized configuration name")])
+def test_other_c_libraries_are_left_alone(monkeypatch, answer):
+    def confstr(name: str) -> str | None:
+        if isinstance(answer, ValueError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(allocator.os, "confstr", confstr)
+    assert keep_freed_memory() is False
+
+
+def test_old_glibc_gets_the_threshold_that_it_takes(monkeypatch):
+    library = FakeLibrary(lambda parameter, value: parameter == -1 or value <= 2**25)
+    use_library(monkeypatch, library)
+    assert keep_freed_memory() is True
+    assert library.told == [(-3, 2**30), (-3, 2**25), (-1, 2**31 - 1)]
+
+
+def test_trimming_is_not_touched_where_the_threshold_is_refused(monkeypatch):
+    library = FakeLibrary(lambda parameter, _: parameter == -1)
+    use_library(monkeypatch, library)
+    assert keep_freed_memory() is False
+    assert all(parameter == -3 for parameter, _ in library.told)
+
+
+class KeptError(Exception):
+    """Ends a run as soon as it has asked for its memory."""
+
+
+def test_a_run_keeps_freed_memory(monkeypatch):
+    def keep() -> bool:
+        raise KeptError
+
+    monkeypatch.setattr(run, "keep_freed_memory", keep)
+    with pytest.raises(KeptError):
+        run.build(BuildConfig(ModelConfig("digits")))
