@@ -36,7 +36,7 @@ from fdda_deploy.pipeline.quantization.reconstruction_settings import (
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 512
-SHORT = RECONSTRUCTION["normal"]
+SHORT = RECONSTRUCTION["short"]
 LAYERWISE = dataclasses.replace(SHORT, granularity="layer", scale_lr=0.0, step_lr=0.0)
 
 
@@ -130,10 +130,10 @@ class Bench:
             "equalised, closed form, block with learned scales": with_steps(
                 self.closed_form, block(), equalised=True
             ),
-            "equalised, closed form, distillation": with_steps(
+            "equalised, closed form, distillation (--effort normal)": with_steps(
                 self.closed_form, self.distil, equalised=True
             ),
-            "equalised, closed form, block, distillation (--effort normal)": with_steps(
+            "equalised, closed form, block, distillation": with_steps(
                 self.closed_form, block(), self.distil, equalised=True
             ),
         }

@@ -175,14 +175,15 @@ def _left(run: Run) -> tuple[str, ...]:
 
 
 def _warnings(outcomes: list[BlockOutcome], settings: ReconstructionSettings) -> tuple[str, ...]:
-    """Returns a line for each unit that stayed as it was, and one for a smaller batch."""
-    lines = [
-        f"{', '.join(outcome.layers)}: reconstruction did not lower the error "
-        f"{outcome.error_before:.3g} at either rate; kept as it was. "
-        "Lower the rates or give more images."
-        for outcome in outcomes
-        if not outcome.kept and not outcome.skipped
-    ]
+    """Returns a line on the units that stayed as they were, and one on a smaller batch."""
+    stayed = [outcome for outcome in outcomes if not outcome.kept and not outcome.skipped]
+    lines = []
+    if stayed:
+        more = f" and {len(stayed) - 1} more" if len(stayed) > 1 else ""
+        lines.append(
+            f"{', '.join(stayed[0].layers)}{more}: reconstruction did not lower the error at "
+            "either rate; kept as it was. Lower the rates or give more images."
+        )
     smallest = min((outcome.batch_size for outcome in outcomes), default=settings.batch_size)
     if smallest < settings.batch_size:
         lines.append(

@@ -78,13 +78,13 @@ class ReconstructionSettings:
 
 
 RECONSTRUCTION: dict[str, ReconstructionSettings] = {
-    "normal": ReconstructionSettings(
+    "short": ReconstructionSettings(
         num_steps=200, batch_size=16, rounding_lr=3e-3, scale_lr=1e-3, step_lr=1e-3, drop=0.0
     ),
     "best": ReconstructionSettings(num_steps=20_000),
 }
-"""By name: ``best`` is the published schedule; ``normal`` is a short one from a good start, too
-short for QDrop to pay (cifar_resnet20 w4a4, KL 0.033 with it, 0.021 without; one seed)."""
+"""By name: ``best`` is the published schedule; ``short`` is for nearest rounding, too short
+for QDrop to pay (cifar_resnet20 w4a4, KL 0.033 with it, 0.021 without; one seed)."""
 
 
 @dataclass(frozen=True)

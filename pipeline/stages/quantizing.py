@@ -40,7 +40,7 @@ from fdda_deploy.quant.points import Placement
 
 REDUCED_FINETUNE_STEPS = {"small": 300, "large": 40}
 """Student steps where the generator's schedule is reduced, up to 64 px and above."""
-SCALE_STEPS = {"small": 300, "large": 150}
+SCALE_STEPS = {"small": 300, "large": 400}
 """The same where scales and biases alone are trained: Adam gets somewhere in fewer."""
 SCALE_TEMPERATURE = 2.0
 """FDDA's 20 matches logits; what is judged is the KL of the prediction itself."""

@@ -106,7 +106,8 @@ def test_each_layer_fed_the_same_finds_the_same_integers(kind, scheme, target):
 def test_each_weight_only_layer_fed_the_same_computes_the_same(kind, scheme, target):
     found = dict(float_differences(chain(kind, scheme, target), images(NUM_IMAGES, 5)))
     assert len(found) > 8
-    assert max(found.values()) < 1e-6
+    # Both sum in float32, each in its own order; a layer whose sum cancels shows ten roundings.
+    assert max(found.values()) < 4e-6
 
 
 @each_network

@@ -139,8 +139,8 @@ class QuantizeConfig(Section):
         observer: How ranges are chosen; MSE was the best or close to it in published INT8 tables.
         scale_search: ``easyquant`` then searches all scales by each layer's output.
         calibrate_on: Which images set the ranges; ``auto`` takes real ones where there are enough.
-        effort: How weights are rounded: ``none`` to nearest, ``fast`` in closed form, ``normal``
-            then with a short reconstruction, ``best`` with the published one, hours on a CPU;
+        effort: How weights are rounded: ``none`` to nearest, ``fast`` in closed form; ``normal``
+            then distils scales and biases, ``best`` reconstructs blocks before, hours on a CPU;
             ``auto`` is ``normal`` up to 64 px or on a GPU, else ``fast``, minutes on two cores.
         memory_limit: GiB that calibration, rounding and reconstruction may take; activations beyond
             it go to disk. 4 is what a small machine can spare.

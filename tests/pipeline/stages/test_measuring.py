@@ -35,6 +35,7 @@ def context(networks: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         recipe="none",
         calib_data=str(networks / "calib.npz"),
         scheme="w3a4",
+        effort="none",
         backend="ort-cpu",
     )
     context = RunContext(config, choose_backend("ort-cpu"), "trt")
@@ -125,3 +126,12 @@ def test_weights_are_rounded_by_the_one_function_that_is_named(
     monkeypatch.setattr(sensing, "ROUND_WEIGHTS", keep)
     networks_of.network(None, ignore_progress)
     assert seen == [(40, 3, 16, 16)]
+
+
+def test_the_build_rounds_what_it_measures_in_closed_form(
+    networks_of: Measuring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nearest = networks_of.network(None, ignore_progress).integer_weights()
+    monkeypatch.setattr(sensing, "effort_of", lambda _context: "fast")
+    closed = networks_of.network(None, ignore_progress).integer_weights()
+    assert any((closed[name][0] != nearest[name][0]).any() for name in nearest)

@@ -40,13 +40,13 @@ def test_fast_rounds_in_closed_form_and_held_out_images_get_closer(
     assert found["closed_form"]["left"] == []
 
 
-def test_normal_reconstructs_from_there(
+def test_best_reconstructs_from_there(
     networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = {**rounding.RECONSTRUCTION}
-    short["normal"] = type(short["normal"])(num_steps=5, batch_size=16)
+    short["best"] = type(short["best"])(num_steps=5, batch_size=16)
     monkeypatch.setattr(rounding, "RECONSTRUCTION", short)
-    found = record_of(networks, tmp_path, effort="normal", scheme="w3a4")
+    found = record_of(networks, tmp_path, effort="best", scheme="w3a4")
     part = found["reconstruction"]
     assert part["settings"]["num_steps"] == 5
     assert part["blocks"] >= part["blocks_kept"] >= 0
