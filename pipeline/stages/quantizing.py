@@ -96,12 +96,11 @@ def finetune_settings(context: RunContext) -> FinetuneSettings:
     recipe = context.recipe or recipe_named("fdda")
     published = context.published_recipe or recipe_named("fdda")
     full_steps = (published.num_epochs - published.warmup_epochs) * published.steps_per_epoch
-    steps = full_steps
+    steps, trainable = full_steps, _trainable(context)
     if recipe.num_steps < published.num_steps or context.recipe is None:
-        table = REDUCED_FINETUNE_STEPS if _trainable(context) == "all" else SCALE_STEPS
+        table = REDUCED_FINETUNE_STEPS if trainable == "all" else SCALE_STEPS
         steps = table["small" if context.small_images else "large"]
     steps = context.config.quantize.finetune_steps or steps
-    trainable = _trainable(context)
     period = published.student_cosine_period_steps * steps / max(1, full_steps)
     return FinetuneSettings(
         num_steps=max(1, steps),
@@ -111,7 +110,8 @@ def finetune_settings(context: RunContext) -> FinetuneSettings:
         weight_decay=recipe.student_weight_decay,
         alpha=recipe.student_alpha,
         temperature=SCALE_TEMPERATURE if trainable != "all" else recipe.student_temperature,
-        cosine_period_steps=max(1, round(period)),
+        # Annealed once, to zero: the published restarts would end a short run at half the rate.
+        cosine_period_steps=max(1, round(period)) if trainable == "all" else None,
         loss=context.config.quantize.finetune_loss,
         psg=context.config.quantize.psg,
         scale_clip=context.config.quantize.scale_clip,

@@ -43,6 +43,7 @@ def test_without_options_nothing_is_searched_and_the_loss_is_the_papers(
     searches, (settings,) = quantized(networks, tmp_path, monkeypatch)
     assert searches == []
     assert (settings.loss, settings.psg, settings.scale_clip) == ("fdda", False, None)
+    assert (settings.trainable, settings.cosine_period_steps) == ("scales-and-biases", None)
 
 
 def test_options_reach_the_search_and_the_fine_tuning(
