@@ -199,7 +199,7 @@ def weight_qparams(
     """Returns symmetric scales of least L_2.4 error, per channel of ``axis`` or per block along it.
 
     Long rows are compared by histogram, all rows and candidates in one product of matrices; the
-    best candidate and its two neighbours are then measured on the weights themselves.
+    best candidate, its two neighbours and the covering scale are then measured on the weights.
 
     Args:
         weight: Any shape, float32.
@@ -219,7 +219,9 @@ def weight_qparams(
         shortlist = np.broadcast_to(np.arange(len(factors)), (len(rows), len(factors)))
     else:
         best = _best_by_histogram(rows / start[:, None], factors, qmin, qmax)
-        shortlist = np.clip(best[:, None] + np.arange(-1, 2), 0, len(factors) - 1)
+        near = np.clip(best[:, None] + np.arange(-1, 2), 0, len(factors) - 1)
+        # The covering scale stands for election too: a histogram's error is off by its bins.
+        shortlist = np.hstack([near, np.zeros_like(best)[:, None]])
     candidates = (start[:, None] * factors.astype(np.float32)[shortlist]).astype(np.float32)
     scale = _best_by_value(rows, candidates, qmin, qmax)
     if block_size is None:

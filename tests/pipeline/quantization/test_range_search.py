@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fdda_deploy.pipeline.quantization.observers import weight_qparams
@@ -104,6 +104,7 @@ def test_weight_scales_are_as_good_as_trying_all(length: int, num_bits: int) -> 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 8), st.floats(0.6, 8.0), st.integers(129, 400))
+@example(259, 7, 3.689453125, 181)  # its histogram preferred a scale that was 1.7 % worse
 def test_long_rows_are_never_worse_off_than_on_their_covering_grid(
     seed: int, num_bits: int, freedom: float, length: int
 ) -> None:
