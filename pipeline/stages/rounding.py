@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.quantization.closed_form import RoundingSettings, round_network
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.equalize import equalize
-from fdda_deploy.pipeline.quantization.finetune import divergence
 from fdda_deploy.pipeline.quantization.reconstruct import reconstruct
 from fdda_deploy.pipeline.quantization.reconstruction_settings import RECONSTRUCTION
-from fdda_deploy.pipeline.quantization.weight_reshaping import restore, snapshot
 from fdda_deploy.pipeline.stages.context import RunContext
 from fdda_deploy.pipeline.stages.images import Pool
+from fdda_deploy.pipeline.stages.judging import kept_if_better
 from fdda_deploy.pipeline.workspace import Json
 
 NUM_IMAGES = {"small": 2048, "large": 1000}
@@ -33,8 +30,6 @@ _STREAM_SHARE = 0.25
 temporaries need the rest."""
 _BATCH = 8
 
-Change = Callable[[], dict[str, Json]]
-
 
 def effort_of(context: RunContext) -> str:
     """Returns ``none``, ``fast``, ``normal`` or ``best``; ``auto`` depends on what is at hand.
@@ -42,6 +37,8 @@ def effort_of(context: RunContext) -> str:
     The published recipe rounds to nearest, so that its figures stay comparable.
     """
     asked = context.config.quantize.effort
+    if context.config.quantize.numbers != "integer":
+        return "none"
     if asked != "auto":
         return asked
     if context.recipe is not None and not context.recipe.quantize_everything:
@@ -62,6 +59,7 @@ def reference_of(context: RunContext, pool: Pool, progress: Progress) -> fx.Grap
         module,
         (batch.to(context.device) for batch in torch.split(images, _BATCH)),
         dense=0.0 if weights_pay else DENSE_EXPONENT,
+        act_bits=scheme.act_bits,
     )
     return module
 
@@ -121,25 +119,7 @@ def rounded(
         }
 
     record: dict[str, Json] = {"effort": effort, "images": len(images), "reconstruction": None}
-    record["closed_form"] = _kept_if_better(context, network, held_out, closed_form)
+    record["closed_form"] = kept_if_better(context, network, held_out, closed_form)
     if effort == "best":
-        record["reconstruction"] = _kept_if_better(context, network, held_out, reconstruction)
+        record["reconstruction"] = kept_if_better(context, network, held_out, reconstruction)
     return record
-
-
-def _kept_if_better(
-    context: RunContext, network: QuantNetwork, held_out: Tensor, change: Change
-) -> dict[str, Json]:
-    """Applies ``change``, and takes it back if held-out images disagree."""
-    teacher, device = context.float_graph.module.to(context.device), context.device
-    before, start = divergence(network.to(device), teacher, held_out, device), snapshot(network)
-    steps = network.activation_qparams()
-    found = change()
-    after = divergence(network, teacher, held_out, device)
-    kept = after < before  # NaN compares false
-    if not kept:
-        restore(network, start)
-        for name, qparams in steps.items():
-            network.activation_quantizers[name].set_qparams(qparams)
-    plain = {"before": before, "after": after if math.isfinite(after) else None}
-    return {"kept": kept, **plain, **found}

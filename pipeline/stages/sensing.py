@@ -20,7 +20,7 @@ from fdda_deploy.pipeline.quantization.sensitivity import LayerSensitivity, laye
 from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
 from fdda_deploy.pipeline.stages.images import Pool
 from fdda_deploy.pipeline.stages.interleaved import untrained_images
-from fdda_deploy.pipeline.stages.quantizing import converted, placement_with
+from fdda_deploy.pipeline.stages.placing import converted, placement_with
 from fdda_deploy.pipeline.stages.rounding import effort_of
 from fdda_deploy.pipeline.stages.synthesizing import synthetic_images
 from fdda_deploy.pipeline.workspace import Json, atomic_write

@@ -12,7 +12,7 @@ from fdda_deploy.calib_cache.store import load_record
 from fdda_deploy.pipeline.quantization.easyquant import ScaleSearch, search_scales
 from fdda_deploy.pipeline.quantization.finetune import FinetuneSettings, finetune
 from fdda_deploy.pipeline.run import build
-from fdda_deploy.pipeline.stages import quantizing, searching
+from fdda_deploy.pipeline.stages import finetuning, searching
 
 
 def quantized(
@@ -31,7 +31,7 @@ def quantized(
         return finetune(*args, **more)
 
     monkeypatch.setattr(searching, "search_scales", searching_spy)
-    monkeypatch.setattr(quantizing, "finetune", finetune_spy)
+    monkeypatch.setattr(finetuning, "finetune", finetune_spy)
     config = own(networks, out, calib_data=str(networks / "calib.npz"), recipe="none", **changes)
     build(config, until="quantize")
     return searches, settings

@@ -1,0 +1,40 @@
+"""Where a build quantizes, and the network with its quantizers in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import fx
+
+from fdda_deploy.exporters.placement import place
+from fdda_deploy.pipeline.quantization.convert import GraphMap, QuantNetwork, convert
+from fdda_deploy.pipeline.stages.context import RunContext
+from fdda_deploy.quant.points import Placement
+
+
+def placement_of(context: RunContext) -> Placement:
+    """Returns where this build quantizes."""
+    return placement_with(context, context.record("assign")["assignment"])
+
+
+def placement_with(context: RunContext, widths: Mapping[str, int | None] | None) -> Placement:
+    """Returns where a build with these widths quantizes; None gives each layer the scheme's."""
+    graph, recipe = context.float_graph, context.recipe
+    return place(
+        graph.proto,
+        context.config.quantize.scheme,
+        context.target,
+        torch_tensors=graph.fx_from_tensor,
+        parameters=graph.parameter_from_initializer,
+        everything=recipe is None or recipe.quantize_everything,
+        widths=widths,
+    )
+
+
+def converted(
+    context: RunContext, placement: Placement, module: fx.GraphModule | None = None
+) -> QuantNetwork:
+    """Returns the float network, or its equalised twin, with pass-through quantizers."""
+    graph = context.float_graph
+    names = GraphMap(graph.fx_from_tensor, graph.fx_from_node, graph.parameter_from_initializer)
+    return convert(graph.module if module is None else module, placement, names)

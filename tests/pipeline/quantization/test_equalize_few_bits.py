@@ -1,0 +1,88 @@
+"""Equalization for few bits: a channel's rarest values are not worth their steps."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from equalize_networks import Inverted, Multilayer, batches, uneven
+from torch import Tensor, fx
+
+from fdda_deploy.pipeline.quantization.equalize import CLIPS_BELOW, MOST, REACH, equalize
+
+
+def activation(graph: fx.GraphModule, name: str, x: Tensor) -> Tensor:
+    """What a node of the graph gives, with channels on axis 1."""
+    kept: dict[str, Tensor] = {}
+
+    class Keep(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Tensor:
+            kept[n.name] = super().run_node(n)
+            return kept[n.name]
+
+    with torch.no_grad():
+        Keep(graph).run(x)
+    return kept[name]
+
+
+def worth(graph: fx.GraphModule, name: str, x: Tensor) -> Tensor:
+    """REACH times the fourth root of each channel's mean fourth power, at most its maximum."""
+    values = activation(graph, name, x).double()
+    rest = [axis for axis in range(values.ndim) if axis != 1]
+    moment = REACH * values.pow(4).mean(rest).pow(0.25)
+    return moment.minimum(values.abs().amax(rest)).float()
+
+
+def equalized(graph: fx.GraphModule, bits: int, given: list[Tensor], dense: float = 1.0):
+    copied = copy.deepcopy(graph)
+    equalize(copied, given, dense=dense, act_bits=bits)
+    return copied
+
+
+def test_channels_come_to_one_worth_instead_of_one_maximum():
+    graph, x = uneven(Multilayer), torch.cat(batches())
+    before = worth(graph, "relu", x)
+    after = worth(equalized(graph, 4, batches()), "relu", x)
+    alive = before > before.max() / MOST
+    assert alive.sum() > 3
+    torch.testing.assert_close(
+        after[alive], before.max().expand(int(alive.sum())), rtol=1e-4, atol=0
+    )
+
+
+def test_the_function_stays_where_nothing_clips():
+    graph, x = uneven(Multilayer), torch.cat(batches())
+    with torch.no_grad():
+        wanted, found = graph(x), equalized(graph, 4, batches())(x)
+    assert (wanted - found).abs().max() < 2e-5 * wanted.abs().max()
+
+
+def test_under_a_clip_what_exceeds_a_channels_worth_is_cut_off():
+    graph, x = uneven(Inverted), torch.cat(batches())
+    limit = worth(graph, "hardtanh", x)
+    maximum = activation(graph, "hardtanh", x).amax((0, 2, 3))
+    assert bool((limit < 0.9 * maximum).any())
+    factors = 6 / limit
+    after = activation(equalized(graph, 4, batches()), "hardtanh", x)
+    alive = limit > 6 / MOST
+    wanted = activation(graph, "hardtanh", x) * factors.reshape(-1, 1, 1)
+    torch.testing.assert_close(after[:, alive], wanted.clamp_max(6)[:, alive], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [CLIPS_BELOW, 8, 16])
+def test_with_more_bits_the_maximum_counts(bits):
+    graph = uneven(Inverted)
+    wide, usual = equalized(graph, bits, batches()), copy.deepcopy(graph)
+    equalize(usual, batches(), dense=1.0)
+    for name, parameter in wide.named_parameters():
+        assert torch.equal(parameter, usual.get_parameter(name))
+
+
+def test_every_image_counts_alike_however_batches_are_cut():
+    graph, (first, second) = uneven(Inverted), batches()
+    x = torch.cat([first, second])
+    uneven_cut = equalized(graph, 4, [x[:1], x[1:]])
+    together = equalized(graph, 4, [x])
+    for name, parameter in uneven_cut.named_parameters():
+        torch.testing.assert_close(parameter, together.get_parameter(name), rtol=1e-4, atol=1e-6)
