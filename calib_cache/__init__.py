@@ -1,1 +1,1 @@
-"""Calibration records: our own format and TensorRT's text table."""
+"""Calibration records, and the tables of TensorRT, ONNX Runtime and other tools."""

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from fdda_deploy import __version__
 from fdda_deploy.calib_cache import record_json
 from fdda_deploy.errors import CalibrationError
-from fdda_deploy.quant.qparams import QParams
+from fdda_deploy.quant.qparams import E4M3_MAX, SMALLEST_SCALE, QParams
 
 SCHEMA = 1
 ROLES = ("activation", "weight")
+_REST = ("schema", "tensors", "origin", "unexcited")
 MAX_TEXT_CHARS = 256 * 2**20
 """A longer file is refused unread: the largest networks we quantize need a tenth of it."""
 
@@ -74,7 +76,14 @@ class CalibrationRecord:
         target: Whose placement table: ``trt``, ``rtx``, ``ort-cpu``.
         algorithm: Default range algorithm; a tensor may have its own.
         tool_version: Of fdda-deploy.
+        origin: Where an imported table came from, for instance ``TRT-101601-EntropyCalibration2``;
+            empty for what fdda-deploy calibrated itself.
+        unexcited: Scale by tensor, 0 or subnormal, of tensors in an imported table that no image
+            excited; no grid can hold them, and a table written again has them still.
         schema: Version of the file format, 1.
+
+    Raises:
+        CalibrationError: An unexcited tensor with a scale that a grid could hold, or a second one.
     """
 
     tensors: Mapping[str, TensorCalibration]
@@ -84,14 +93,32 @@ class CalibrationRecord:
     target: str
     algorithm: str
     tool_version: str
+    origin: str = ""
+    unexcited: Mapping[str, float] = field(default_factory=dict)
     schema: int = field(default=SCHEMA)
 
+    def __post_init__(self) -> None:
+        for name, scale in self.unexcited.items():
+            if not 0 <= scale < SMALLEST_SCALE or name in self.tensors:
+                raise CalibrationError(
+                    f"unexcited.{record_json.shown(name)}: scale {scale}; want one below "
+                    f"{SMALLEST_SCALE:.3g} of a tensor that has no grid. Import the table again."
+                )
+
     def to_json(self) -> str:
-        """Returns the record as JSON text that `from_json` reads back bit for bit."""
+        """Returns the record as JSON text that `from_json` reads back bit for bit.
+
+        Tensors keep their order; ``origin`` and ``unexcited`` are written where there are any.
+        """
         plain: dict[str, Any] = {key: getattr(self, key) for key in record_json.RECORD_TEXTS}
         plain["schema"] = self.schema
+        if self.origin:
+            plain["origin"] = self.origin
+        if self.unexcited:
+            plain["unexcited"] = {name: float(scale) for name, scale in self.unexcited.items()}
+        plain = dict(sorted(plain.items()))
         plain["tensors"] = {name: tensor_to_plain(t) for name, t in self.tensors.items()}
-        return json.dumps(plain, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        return json.dumps(plain, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> CalibrationRecord:
@@ -105,8 +132,8 @@ class CalibrationRecord:
             raise CalibrationError(
                 f"calibration record: {len(text)} characters, at most {MAX_TEXT_CHARS} are read."
             )
-        plain = record_json.load(text)
-        record_json.check_keys(plain, {*record_json.RECORD_TEXTS, "schema", "tensors"}, "record")
+        plain = {"origin": "", "unexcited": {}, **record_json.load(text)}
+        record_json.check_keys(plain, {*record_json.RECORD_TEXTS, *_REST}, "record")
         if record_json.whole(plain, "schema", (0, 2**31)) != SCHEMA:
             raise CalibrationError(
                 f"schema: the record has {plain['schema']}, this version reads {SCHEMA}. "
@@ -115,7 +142,34 @@ class CalibrationRecord:
         texts = {key: record_json.text(plain, key) for key in record_json.RECORD_TEXTS}
         entries = record_json.tensor_entries(plain)
         tensors = {name: _tensor_from_plain(name, entry) for name, entry in entries}
-        return cls(tensors=tensors, schema=SCHEMA, **texts)
+        return cls(
+            tensors=tensors,
+            origin=record_json.text(plain, "origin"),
+            unexcited=record_json.numbers(plain, "unexcited"),
+            schema=SCHEMA,
+            **texts,
+        )
+
+
+def foreign_record(
+    tensors: Mapping[str, TensorCalibration],
+    *,
+    origin: str,
+    algorithm: str,
+    unexcited: Mapping[str, float],
+) -> CalibrationRecord:
+    """Returns the record of a table that another tool made: of what network, nobody knows."""
+    return CalibrationRecord(
+        tensors,
+        model_digest="",
+        data_digest="",
+        scheme="w8a8",
+        target="",
+        algorithm=algorithm,
+        tool_version=__version__,
+        origin=origin,
+        unexcited=unexcited,
+    )
 
 
 def staleness(
@@ -145,7 +199,7 @@ def staleness(
 def tensor_to_plain(tensor: TensorCalibration) -> dict[str, Any]:
     """Returns ``tensor`` as JSON values; float32 scales as the doubles that equal them."""
     qparams = tensor.qparams
-    return {
+    plain = {
         "role": tensor.role,
         "algorithm": tensor.algorithm,
         "amax": list(tensor.amax) if isinstance(tensor.amax, tuple) else tensor.amax,
@@ -156,12 +210,13 @@ def tensor_to_plain(tensor: TensorCalibration) -> dict[str, Any]:
         "axis": qparams.axis,
         "block_size": qparams.block_size,
     }
+    return dict(sorted(plain.items()))
 
 
 def _tensor_from_plain(name: str, plain: dict[str, Any]) -> TensorCalibration:
     where = f"tensors.{record_json.shown(name)}"
     record_json.check_keys(plain, record_json.TENSOR_KEYS, where)
-    integers = (-128, 127)
+    integers = (-E4M3_MAX, E4M3_MAX)  # QParams refuses all but INT8's and FP8's
     try:
         qparams = QParams(
             scale=record_json.float32_array(plain, "scale", where),

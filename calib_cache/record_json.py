@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fdda_deploy.errors import CalibrationError
 from fdda_deploy.quant.qparams import FloatArray
@@ -128,6 +130,19 @@ def float32_array(plain: dict[str, Any], key: str, where: str) -> FloatArray:
     Raises:
         CalibrationError: Ragged lists, other types, too deep, too many, or not finite as float32.
     """
+    with np.errstate(over="ignore", under="ignore"):
+        array = float64_array(plain, key, where).astype(np.float32)
+    if not np.isfinite(array).all():
+        raise CalibrationError(f"{where}.{key}: a number is too large for float32.")
+    return array
+
+
+def float64_array(plain: dict[str, Any], key: str, where: str) -> npt.NDArray[np.float64]:
+    """Returns a number or nested lists of numbers; shape as nested.
+
+    Raises:
+        CalibrationError: Ragged lists, other types, too deep, too many, or not finite.
+    """
     named = f"{where}.{key}"
     shape: list[int] = []
     flat: list[Any] = [plain[key]]
@@ -142,12 +157,8 @@ def float32_array(plain: dict[str, Any], key: str, where: str) -> FloatArray:
         _check_count(len(flat) * length, named)
         shape.append(length)
         flat = [value for entry in flat for value in entry]
-    numbers = [_number(value, named) for value in flat]
-    with np.errstate(over="ignore", under="ignore"):
-        array = np.asarray(numbers, dtype=np.float64).astype(np.float32).reshape(shape)
-    if not np.isfinite(array).all():
-        raise CalibrationError(f"{named}: a number is too large for float32.")
-    return array
+    values = [_number(value, named) for value in flat]
+    return np.asarray(values, dtype=np.float64).reshape(shape)
 
 
 def tensor_entries(plain: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -159,14 +170,36 @@ def tensor_entries(plain: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     tensors = plain["tensors"]
     if not isinstance(tensors, dict):
         raise CalibrationError(f"record.tensors: want an object, got {_kind(tensors)}.")
-    if len(tensors) > MAX_TENSORS:
-        raise CalibrationError(f"record.tensors: {len(tensors)} entries, at most {MAX_TENSORS}.")
+    check_names(tensors, "record.tensors")
     for name, entry in tensors.items():
-        if len(name) > MAX_TEXT:
-            raise CalibrationError(f"record.tensors: a name has more than {MAX_TEXT} characters.")
         if not isinstance(entry, dict):
             raise CalibrationError(f"tensors.{shown(name)}: want an object, got {_kind(entry)}.")
     return list(tensors.items())
+
+
+def numbers(plain: dict[str, Any], key: str) -> dict[str, float]:
+    """Returns an object of finite numbers by tensor name.
+
+    Raises:
+        CalibrationError: Anything else, too many, or a name that is too long.
+    """
+    entries = plain[key]
+    if not isinstance(entries, dict):
+        raise CalibrationError(f"record.{key}: want an object, got {_kind(entries)}.")
+    check_names(entries, f"record.{key}")
+    return {name: _number(value, f"{key}.{shown(name)}") for name, value in entries.items()}
+
+
+def check_names(names: Collection[str], where: str) -> None:
+    """Refuses more names than any network has tensors, and names longer than any has.
+
+    Raises:
+        CalibrationError: Says which bound is broken.
+    """
+    if len(names) > MAX_TENSORS:
+        raise CalibrationError(f"{where}: {len(names)} entries, at most {MAX_TENSORS}.")
+    if any(len(name) > MAX_TEXT for name in names):
+        raise CalibrationError(f"{where}: a name has more than {MAX_TEXT} characters.")
 
 
 def shown(name: str) -> str:

@@ -1,14 +1,14 @@
-"""Records and tables on disk: written whole or not at all, read with bounds."""
+"""Records and tables on disk: written whole or not at all, read with bounds, of any format."""
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Mapping
 from pathlib import Path
 
+from fdda_deploy.calib_cache import formats
+from fdda_deploy.calib_cache.inversion import refuse_inverted
 from fdda_deploy.calib_cache.record import MAX_TEXT_CHARS, CalibrationRecord
-from fdda_deploy.calib_cache.trt_table import TrtTable, parse, refuse_inverted, render
+from fdda_deploy.calib_cache.trt_table import TrtTable, parse, render
+from fdda_deploy.durable import write_whole
 from fdda_deploy.errors import CalibrationError
 
 
@@ -44,22 +44,32 @@ def save_table(path: Path, table: TrtTable) -> None:
     atomic_write_text(path, render(table))
 
 
-def load_table(path: Path, reference: Mapping[str, float] | None = None) -> TrtTable:
+def load_table(path: Path) -> TrtTable:
     """Returns the TensorRT calibration table in ``path``.
-
-    Args:
-        path: For instance ``calibration.cache``.
-        reference: Known scales by tensor, which make the test for inverted tables sharp.
 
     Raises:
         CalibrationError: The file cannot be read, is not such a table, or holds 127/amax.
     """
     try:
         table = parse(_read(path))
-        refuse_inverted(table, reference)
+        refuse_inverted({name: float(scale) for name, scale in table.scales.items()})
     except CalibrationError as error:
         raise _located(path, error) from error
     return table
+
+
+def load_any(path: Path) -> tuple[str, CalibrationRecord]:
+    """Returns the format of ``path``, one of `formats.FORMATS`, and what it holds, as a record.
+
+    Whether a table is inverted is not looked at: `inversion` knows more where a graph is at hand.
+
+    Raises:
+        CalibrationError: The file cannot be read, or is none of the formats; names the file.
+    """
+    try:
+        return formats.read(_read(path, formats.MAX_BYTES))
+    except CalibrationError as error:
+        raise _located(path, error) from error
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -70,38 +80,29 @@ def atomic_write_text(path: Path, text: str) -> None:
 def atomic_write_bytes(path: Path, data: bytes) -> None:
     """Writes ``data`` so that ``path`` holds either all of it or what it held before.
 
-    The bytes go to a temporary file in the same folder, reach the disk, and take the name in one
-    step. The folder must exist.
+    The folder must exist.
 
     Raises:
         CalibrationError: The folder is missing, full, or not writable.
     """
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, data)
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise CalibrationError(
             f"{path}: cannot be written ({_reason(error)}). Choose a folder that exists, with room."
         ) from error
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, limit: int = MAX_TEXT_CHARS) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_TEXT_CHARS + 1)
+            data = file.read(limit + 1)
     except (OSError, ValueError) as error:
         raise CalibrationError(
             f"cannot be read ({_reason(error)}). Calibrate first, or correct the path."
         ) from error
-    if len(data) > MAX_TEXT_CHARS:
-        raise CalibrationError(f"longer than {MAX_TEXT_CHARS} bytes: not a calibration file.")
+    if len(data) > limit:
+        raise CalibrationError(f"longer than {limit} bytes: not a calibration file.")
     return data
 
 

@@ -9,23 +9,19 @@ import keep the scales and say where they come from; on TensorRT 11 turn them in
 
 from __future__ import annotations
 
-import math
 import re
-import statistics
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from fdda_deploy.calib_cache.record import CalibrationRecord
+from fdda_deploy.calib_cache.record import CalibrationRecord, TensorCalibration, foreign_record
 from fdda_deploy.errors import CalibrationError
-from fdda_deploy.quant.qparams import QParams
+from fdda_deploy.quant.qparams import SMALLEST_SCALE, QParams
 
 LEVELS = 127.0
 """The table's integer grid is always 8 bits: scale = amax / 127, whatever the network's width."""
-MAX_PLAUSIBLE_SCALE = 8.0
-"""More than half of the tensors beyond +-1000: not a network, but 127 / amax of amax below 16."""
 MAX_CHARS = 64 * 2**20
 _HEADER = re.compile(r"TRT-([0-9]{1,12})-([A-Za-z0-9_]{1,64})")
 _HEX = re.compile(r"[0-9A-Fa-f]{1,8}")
@@ -109,7 +105,7 @@ def table_from_record(
     """Returns the activations of ``record`` as a table; weights have no place in one.
 
     An 8-bit grid gives its own scale. A narrower grid gives the 8-bit scale that covers the same
-    range: ``max(|low|, |high|) / 127``.
+    range: ``max(|low|, |high|) / 127``. Tensors that no image excited come last.
 
     Raises:
         CalibrationError: An activation with more than one scale, or a name with a line break.
@@ -123,63 +119,37 @@ def table_from_record(
                 f"{name}: {tensor.qparams.scale.size} scales, but a calibration table holds one "
                 "per tensor. Calibrate activations per tensor."
             )
-        scales[name] = _eight_bit_scale(tensor.qparams)
+        scales[name] = eight_bit_scale(tensor.qparams)
+    scales |= {name: np.float32(scale) for name, scale in record.unexcited.items()}
     return TrtTable(version_digits, algorithm, scales)
 
 
-def qparams_from_table(table: TrtTable) -> dict[str, QParams]:
-    """Returns an 8-bit grid per tensor; tensors with scale 0 (never excited) are left out.
+def record_from_table(table: TrtTable) -> CalibrationRecord:
+    """Returns ``table`` as a record that keeps its scales bit for bit, its order and its origin.
 
-    Raises:
-        CalibrationError: A subnormal scale, which TensorRT flushes to zero.
+    Tensors with scale 0 (never excited) or a subnormal one, which TensorRT flushes to zero, have no
+    grid: the record lists them apart.
     """
-    excited = {name: scale for name, scale in table.scales.items() if scale > 0}
-    return {
-        name: QParams(np.asarray(scale, np.float32), *_SIGNED_8) for name, scale in excited.items()
+    usable = {name: scale for name, scale in table.scales.items() if scale >= SMALLEST_SCALE}
+    tensors = {
+        name: TensorCalibration(
+            QParams(np.asarray(scale, np.float32), *_SIGNED_8),
+            float(scale) * LEVELS,
+            table.algorithm,
+            "activation",
+        )
+        for name, scale in usable.items()
     }
-
-
-def looks_inverted(table: TrtTable, reference: Mapping[str, float] | None = None) -> bool:
-    """Returns whether the table holds 127/amax, a known mistake of some tools, not amax/127.
-
-    With a ``reference`` (known scales by tensor) the log-distances decide: the table is inverted
-    when its product with the reference lies nearer to 1 than its ratio does, by a factor of 2 on
-    average. A table within a factor of 2 of the reference is never called inverted; an exact
-    inverse always is, unless the reference lies within a factor of sqrt(2) of 1, where both
-    readings agree. Without a reference only the implausible is caught: more than half of the
-    tensors with a range beyond 127 * 8. Inverted tables of networks with larger ranges than 16
-    pass, so give a reference where there is one.
-    """
-    pairs = [
-        (math.log2(scale), math.log2(known))
-        for name, scale in table.scales.items()
-        if scale > 0 and (known := (reference or {}).get(name, 0.0)) > 0 and math.isfinite(known)
-    ]
-    if pairs:
-        as_ratio = statistics.fmean(abs(scale - known) for scale, known in pairs)
-        as_product = statistics.fmean(abs(scale + known) for scale, known in pairs)
-        return as_product + 1.0 < as_ratio
-    excited = [float(scale) for scale in table.scales.values() if scale > 0]
-    return bool(excited) and statistics.median_low(excited) > MAX_PLAUSIBLE_SCALE
-
-
-def refuse_inverted(table: TrtTable, reference: Mapping[str, float] | None = None) -> None:
-    """Raises when `looks_inverted`.
-
-    Raises:
-        CalibrationError: Says which tensor shows it and what to do.
-    """
-    if not looks_inverted(table, reference):
-        return
-    name, scale = max(table.scales.items(), key=lambda entry: entry[1])
-    raise CalibrationError(
-        f"calibration table: {_shown(name)} has scale {scale:.6g}, a range of "
-        f"+-{LEVELS * scale:.6g}: the table seems to hold 127/amax where TensorRT wants "
-        "amax/127. Write it again with the reciprocals."
+    return foreign_record(
+        tensors,
+        origin=f"TRT-{table.version_digits}-{table.algorithm}",
+        algorithm=table.algorithm,
+        unexcited={n: float(scale) for n, scale in table.scales.items() if n not in usable},
     )
 
 
-def _eight_bit_scale(qparams: QParams) -> np.float32:
+def eight_bit_scale(qparams: QParams) -> np.float32:
+    """Returns the scale of the signed 8-bit grid that covers the range of a per-tensor grid."""
     scale = np.float32(qparams.scale.reshape(-1)[0])
     if (qparams.qmin, qparams.qmax) == _SIGNED_8 and qparams.zero_point == 0:
         return scale

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, digests, and disk errors in words."""
+"""Files of a run's folder: whole or absent, with digests, and disk errors in words."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from fdda_deploy.durable import TEMP_SUFFIX, sync, write_whole
 from fdda_deploy.errors import WorkspaceError
-
-TEMP_SUFFIX = ".fdda-temp"
-"""Ends the name of every file in the making; what a kill leaves of them is swept."""
 
 STORAGE_ADVICE = {
     errno.ENOSPC: "the disk is full. Free some space, then run the same command to continue.",
@@ -60,18 +58,9 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         WorkspaceError: The write fails; ``path`` is as before and nothing is left beside it.
     """
     data = content.encode() if isinstance(content, str) else content
-    temp = path.parent / f".{secrets.token_hex(6)}{TEMP_SUFFIX}"
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temp.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temp.replace(path)
-        finally:
-            temp.unlink(missing_ok=True)
-        sync(path.parent)
+        write_whole(path, data)
 
 
 def place(source: Path, target: Path, temp_folder: Path) -> None:
@@ -110,12 +99,3 @@ def sha256_of(path: Path) -> str:
     """Returns the 64 hex digits of a file's sha256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,16 +23,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import fdda_deploy
+from fdda_deploy.durable import TEMP_SUFFIX, sync
 from fdda_deploy.errors import WorkspaceError
-from fdda_deploy.pipeline.durable import (
-    TEMP_SUFFIX,
-    atomic_write,
-    explained,
-    place,
-    same,
-    sha256_of,
-    sync,
-)
+from fdda_deploy.pipeline.durable import atomic_write, explained, place, same, sha256_of
 from fdda_deploy.pipeline.folder_lock import locked
 
 __all__ = ["Json", "StageResult", "Workspace", "atomic_write", "code_digest", "stage_key"]

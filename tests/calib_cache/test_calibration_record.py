@@ -94,7 +94,7 @@ WRONG = {
     "amax has a wrong length": ((*INPUT, "amax"), [1.0, 2.0], "amax has 2 values, the scale 1"),
     "amax is true": ((*INPUT, "amax"), True, "tensors.input.amax: want a number, got true"),
     "amax overflows": ((*INPUT, "amax"), 10**400, "tensors.input.amax: a number is too large"),
-    "qmin outside int8": ((*INPUT, "qmin"), -129, "tensors.input.qmin: got -129, want -128 to 127"),
+    "qmin outside int8": ((*INPUT, "qmin"), -129, "tensors.input: integer range [-129, 127]"),
     "axis is negative": ((*INPUT, "axis"), -1, "tensors.input.axis: got -1, want 0 to 7"),
     "role is unknown": ((*INPUT, "role"), "bias", "tensors.input: role is 'bias'"),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fdda_deploy.pipeline.durable import TEMP_SUFFIX
+from fdda_deploy.durable import TEMP_SUFFIX
 from fdda_deploy.pipeline.workspace import (
     KEPT_KEYS,
     Json,
