@@ -68,16 +68,26 @@ def check(
     Raises:
         ExportError: Unknown target, or ``model`` is no ONNX model with nodes.
     """
-    if target not in TARGETS:
-        raise ExportError(f"target {target!r}: the TensorRT check knows {', '.join(TARGETS)}.")
+    resolved = known_target(target)
     if not isinstance(model, onnx.ModelProto):
         raise ExportError(f"want an onnx.ModelProto, got {type(model).__name__}. Use onnx.load.")
     if not model.graph.node:
         raise ExportError("the ONNX model has no nodes: nothing to check. Export it again.")
     view = GraphView(
-        model, Request(TARGETS[target], tuple(compute_capabilities), profiles_given, tuple(flags))
+        model, Request(resolved, tuple(compute_capabilities), profiles_given, tuple(flags))
     )
     return tuple(finding for rule in RULES for finding in rule.findings(view))
+
+
+def known_target(target: str) -> str:
+    """Returns what the name ``target`` stands for: ``trt11``, ``trt10.16`` or ``rtx``.
+
+    Raises:
+        ExportError: No such target.
+    """
+    if target not in TARGETS:
+        raise ExportError(f"target {target!r}: the TensorRT check knows {', '.join(TARGETS)}.")
+    return TARGETS[target]
 
 
 def findings_to_json(findings: Sequence[Finding]) -> str:

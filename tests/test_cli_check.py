@@ -96,4 +96,130 @@ def test_a_file_that_points_outside_its_folder_for_data_is_refused(
     scale.external_data.add(key="location", value="../secret")
     Path(file).write_bytes(model.SerializeToString())
     assert main(["check", file]) == 1
-    assert "not a readable ONNX file" in capsys.readouterr().err
+    assert "outside the file's folder. Refused" in capsys.readouterr().err
+
+
+def test_warnings_fail_only_where_asked(tmp_path: Path) -> None:
+    file = save(tmp_path / "a.onnx", zero_point=0)  # its dynamic batch is a warning
+    assert main(["check", file, "--quiet"]) == 0
+    assert main(["check", file, "--quiet", "--fail-on", "warning"]) == 1
+    assert main(["check", file, "--quiet", "--fail-on", "warning", "--profile"]) == 0
+
+
+def test_errors_can_be_let_pass(tmp_path: Path) -> None:
+    file = save(tmp_path / "a.onnx", zero_point=3)
+    assert main(["check", file, "--quiet", "--fail-on", "never"]) == 0
+
+
+def test_sarif_is_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", save(tmp_path / "a.onnx", zero_point=3), "--format", "sarif"]) == 1
+    log = json.loads(capsys.readouterr().out)
+    assert log["version"] == "2.1.0"
+    assert {result["ruleId"] for result in log["runs"][0]["results"]} >= {"T003"}
+
+
+def test_flags_that_a_target_lacks_are_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = save(tmp_path / "a.onnx", zero_point=0)
+    line = ["check", file, "--target", "trt11", "--flag", "fp16", "--flag", "sparse", "--json"]
+    assert main(line) == 0
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert [row["tensor"] for row in findings if row["rule"] == "T035"] == ["FP16"]
+
+
+def test_many_findings_of_one_rule_are_cut_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = save(tmp_path / "a.onnx", zero_point=3)
+    model = onnx.load(file)
+    for index in range(4):
+        node = model.graph.node.add()
+        node.CopyFrom(model.graph.node[0])
+        node.name, node.output[0] = f"more{index}", f"more{index}"
+    onnx.save(model, file)
+    assert main(["check", file]) == 1
+    out = capsys.readouterr().out
+    assert out.count("zero-point 3") == 3
+    assert "T003  3 more of the same; --json lists all." in out
+
+
+def test_fix_writes_a_file_that_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, fixed = save(tmp_path / "a.onnx", zero_point=3), tmp_path / "fixed.onnx"
+    before = Path(file).read_bytes()
+    assert main(["check", file, "--fix", "--out", str(fixed)]) == 0
+    out = capsys.readouterr().out
+    assert "R12  1x  UINT8 and asymmetric activations become symmetric INT8." in out
+    assert "output y: relative L2 0.0" in out
+    assert "against the file as it was; 4 rows of normal numbers, seed 0; ONNX Runtime" in out
+    assert out.rstrip().endswith(f"{fixed}: 1 findings, 0 of them errors")
+    assert Path(file).read_bytes() == before
+    assert main(["check", str(fixed), "--quiet"]) == 0
+    assert main(["check", str(fixed), "--fix", "--out", str(tmp_path / "again.onnx")]) == 0
+    assert "nothing that is safe to repair" in capsys.readouterr().out
+    assert (tmp_path / "again.onnx").read_bytes() == fixed.read_bytes()
+
+
+def test_fix_as_json_has_repairs_and_proof(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, fixed = save(tmp_path / "a.onnx", zero_point=3), tmp_path / "fixed.onnx"
+    assert main(["check", file, "--fix", "--out", str(fixed), "--json", "--seed", "7"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [change["repair"] for change in told["repairs"]] == ["R12"]
+    assert told["repairs"][0]["node"] == "quantize"
+    assert told["errors"] == 0
+    assert any(row["severity"] == "error" for row in told["findings_before"])
+    assert told["proof"]["outputs"]["y"]["relative_l2"] < told["proof"]["tolerance"] == 0.1
+    assert "seed 7" in told["proof"]["inputs"]
+
+
+def test_a_repair_that_goes_too_far_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, fixed = save(tmp_path / "a.onnx", zero_point=3), tmp_path / "fixed.onnx"
+    assert main(["check", file, "--fix", "--out", str(fixed), "--tolerance", "1e-9"]) == 1
+    assert "over the tolerance of 1e-09; nothing is written" in capsys.readouterr().err
+    assert not fixed.exists()
+
+
+def test_a_feed_decides_what_is_proved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, fixed = save(tmp_path / "a.onnx", zero_point=3), str(tmp_path / "fixed.onnx")
+    np.savez(tmp_path / "feed.npz", x=np.ones((2, 3, 8, 8), np.float32))
+    feed = str(tmp_path / "feed.npz")
+    assert main(["check", file, "--fix", "--out", fixed, "--feed", feed, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["proof"]["inputs"] == "the feed that was given"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a.onnx --fix", "--fix: give --out FIXED.onnx too"),
+        ("a.onnx --fix --out a.onnx", "--out is MODEL itself"),
+        ("a.onnx --out b.onnx", "--out: goes with --fix"),
+        ("a.onnx --tolerance 1", "--tolerance: goes with --fix"),
+        ("a.onnx --bits 4", "--bits: has no meaning for an ONNX file"),
+        ("a.onnx --no-cache", "--no-cache: has no meaning for an ONNX file"),
+        ("a.onnx --target ort-cpu", "--target: unknown 'ort-cpu'. Known: trt, trt11, trt10.16"),
+        ("a.onnx --format xml", "--format: unknown 'xml'. Known: text, json, sarif."),
+        ("a.onnx --format sarif --json", "--json and --format sarif: want one of the two."),
+        ("a.onnx --fail-on note", "--fail-on: unknown 'note'. Known: error, warning, never."),
+        ("a.onnx --sm ninety", "--sm"),
+        ("digits --fix", "--fix: only where MODEL is an ONNX file"),
+        ("digits --format sarif", "--format: only where MODEL is an ONNX file"),
+    ],
+)
+def test_what_does_not_go_together_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    assert main(["check", *line.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+
+
+def test_the_targets_of_a_file_are_those_of_the_rules() -> None:
+    from fdda_deploy.cli.checking import FILE_TARGETS
+    from fdda_deploy.exporters.trt_rules import TARGETS
+
+    assert set(FILE_TARGETS) == set(TARGETS)

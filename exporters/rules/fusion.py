@@ -57,12 +57,12 @@ def residual_additions(view: GraphView) -> Iterator[Problem]:
                     repair = "Put the skip's Q/DQ pair on this input."
                     yield Problem(node.name, name, "skip input in float", repair)
             continue
-        for name in quantized:
+        products = [n for n in quantized if _quantized_product(view, _before_quantize(view, n))]
+        if products:  # the skip is the one that others read as well
+            name = min(products, key=lambda tensor: len(view.consumers(tensor)))
             source = _before_quantize(view, name)
-            if _quantized_product(view, source):
-                repair = "Take the Q/DQ pair off this input; keep the one on the skip."
-                yield Problem(node.name, name, f"Q/DQ between {source} and the addition", repair)
-                break
+            repair = "Take the Q/DQ pair off this input; keep the one on the skip."
+            yield Problem(node.name, name, f"Q/DQ between {source} and the addition", repair)
 
 
 def _quantized_product(view: GraphView, tensor: str) -> bool:

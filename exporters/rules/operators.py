@@ -45,6 +45,20 @@ def foreign_operators(view: GraphView) -> Iterator[Problem]:
         elif node.op_type in INTEGER_OPS or node.op_type.startswith("QLinear"):
             repair = "Export Q/DQ pairs around the float operator."
             yield Problem(node.name, node.output(), label, repair)
+        elif not _of_onnx(view, node):
+            plugin = node.op_type.endswith("_TRT")  # how NVIDIA names the plugins that it ships
+            why = "ONNX has no such operator; TensorRT takes it only with a plugin of this name."
+            repair = "Export it as ONNX operators, or load the plugin where you build."
+            severity = WARNING if plugin and not view.request.rtx else ERROR
+            value = f"unknown operator {label}"
+            yield Problem(node.name, node.output(), value, repair, why, severity)
+
+
+def _of_onnx(view: GraphView, node: Node) -> bool:
+    """Returns whether ONNX, or a function in the model itself, defines the operator."""
+    local = {(function.domain, function.name) for function in view.model.functions}
+    standard = node.domain in {"", "ai.onnx"} and onnx.defs.has(node.op_type)
+    return standard or (node.domain, node.op_type) in local
 
 
 def float_types_agree(view: GraphView) -> Iterator[Problem]:
@@ -172,7 +186,7 @@ def _reason_for_float(view: GraphView, node: Node) -> tuple[str, str]:
 
 
 RULES = (
-    Rule("T016", ERROR, "No QLinear, Integer, DynamicQuantizeLinear or com.microsoft operators.",
+    Rule("T016", ERROR, "No QLinear, Integer, com.microsoft or unknown operators.",
          "TensorRT's parser has no importer for it.", foreign_operators),
     Rule("T017", ERROR, "The scale of Q has its input's type; float operands share one type.",
          "Strongly typed networks do not convert between float types on their own.",

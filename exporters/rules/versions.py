@@ -73,6 +73,11 @@ def opset_floors(view: GraphView) -> Iterator[Problem]:
                 yield Problem(node.name, node.input(1), value, "Export with opset 21.")
 
 
+def feature_floor(view: GraphView) -> int:
+    """Returns the lowest opset that defines every Q/DQ feature of the graph, 0 without any."""
+    return max((floor for node in view.qdq for floor, _ in _floors(view, node)), default=0)
+
+
 def _floors(view: GraphView, node: Node) -> Iterator[tuple[int, str]]:
     scale = view.operand(node, 1)
     if scale is not None and (scale.size or 0) > 1:

@@ -87,6 +87,8 @@ REFUSED = {
     "T016 ConvInteger": ("T016", graphs.foreign("ConvInteger")),
     "T016 DynamicQuantizeLinear": ("T016", graphs.foreign("DynamicQuantizeLinear")),
     "T016 FusedConv": ("T016", graphs.foreign("FusedConv", "com.microsoft")),
+    "T016 unknown": ("T016", graphs.foreign("Swirl", "my.own")),
+    "T016 a plugin that is not there": ("T016", graphs.foreign("Swirl_TRT")),
     "T017 operands": ("T017", graphs.mixed_types(mixed=True)),
     "T017 weight scales": ("T017", graphs.matmul(scale_type=FLOAT16)),
     "T018 DQ of a scalar": ("T018", graphs.scalar(op="DequantizeLinear")),

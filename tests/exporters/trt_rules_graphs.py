@@ -201,7 +201,7 @@ def moved_weight(*, by: str = "") -> onnx.ModelProto:
 def foreign(op: str, domain: str = "") -> onnx.ModelProto:
     """One operator of ONNX Runtime's own, or of the integer family."""
     g = Graph()
-    if op == "Gelu":
+    if op == "Gelu" or op.startswith("Swirl"):
         return g.model(g.add(op, "x", domain=domain))
     if op == "FusedConv":
         return g.model(g.add(op, "x", g.const(FLOAT, [16, 16, 1, 1], 0.1), domain=domain))

@@ -1,58 +1,178 @@
-"""TensorRT's rules on any ONNX file, whoever wrote it."""
+"""TensorRT's rules on any ONNX file, whoever wrote it: findings, repairs, their proof."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fdda_deploy.cli.options import Options
+import fdda_deploy
 from fdda_deploy.cli.results import print_json, print_table
-from fdda_deploy.errors import ExportError
+
+if TYPE_CHECKING:
+    from fdda_deploy.exporters.rules.finding import Finding
+    from fdda_deploy.pipeline.repairing import Fix
+
+FORMATS = ("text", "json", "sarif")
+FAIL_ON = ("error", "warning", "never")
+_SHOWN_PER_RULE = 3
 
 
-def check_file(options: Options) -> None:
-    """Prints what breaks a rule; exit code 1 when an error is among it.
+@dataclass(frozen=True)
+class FileRequest:
+    """What was asked about one ONNX file.
+
+    Attributes:
+        path: The file.
+        target: Whose rules, for instance ``rtx``.
+        compute_capabilities: For instance (86, 89).
+        profiles_given: The build has a min/opt/max profile for every dynamic input.
+        flags: Builder flags in use.
+        output_format: One of `FORMATS`.
+        quiet: No text.
+        fail_on: One of `FAIL_ON`.
+        fixed: Where the repaired file goes; None checks only.
+        feed: ``.npz`` of inputs for the proof; None draws them.
+        tolerance: Relative L2 that the outputs may move; None takes the default.
+        seed: Of the inputs that are drawn.
+    """
+
+    path: Path
+    target: str
+    compute_capabilities: tuple[int, ...]
+    profiles_given: bool
+    flags: tuple[str, ...]
+    output_format: str
+    quiet: bool
+    fail_on: str
+    fixed: Path | None
+    feed: Path | None
+    tolerance: float | None
+    seed: int
+
+
+def check_file(request: FileRequest) -> None:
+    """Prints what breaks a rule, and writes the repaired file where one was asked for.
 
     Raises:
-        ExportError: The file is missing or is no ONNX graph.
+        ExportError: The file is missing or no ONNX graph, or the repairs moved its outputs by
+            more than the tolerance.
+        typer.Exit: Code 1, when a finding is as severe as ``fail_on``.
     """
-    engine = options.build_config().engine
-    path = Path(options.model or "")
-    model = _read(path)
+    from fdda_deploy.exporters.onnx_file import read_onnx
     from fdda_deploy.exporters.trt_rules import check
 
-    findings = check(model, target=engine.target or "trt", compute_capabilities=engine.sm)
-    rows = [dataclasses.asdict(finding) for finding in findings]
-    errors = sum(str(row["severity"]) == "error" for row in rows)
-    if options.json_output:
-        print_json({"file": str(path), "errors": errors, "findings": rows})
-    elif not options.quiet:
-        for row in rows:
-            place = " ".join(str(row[key]) for key in ("node", "tensor", "value") if row[key])
-            print_table([(row["rule"], str(row["severity"]), place)])
-            print_table([("    ", row["why"]), ("    ", f"Repair: {row['repair']}")])
-        print_table([(f"{path}: {len(rows)} findings, {errors} of them errors",)])
-    if errors:
+    model = read_onnx(request.path)
+    fix = None
+    if request.fixed is None:
+        findings = check(
+            model,
+            target=request.target,
+            compute_capabilities=request.compute_capabilities,
+            profiles_given=request.profiles_given,
+            flags=request.flags,
+        )
+    else:
+        fix = _fixed(model, request, request.fixed)
+        findings = fix.after
+    if request.output_format == "sarif":
+        from fdda_deploy.exporters.sarif import to_sarif
+
+        print_json(to_sarif(findings, request.path, fdda_deploy.__version__))
+    elif request.output_format == "json":
+        print_json(_as_json(request, findings, fix))
+    elif not request.quiet:
+        _print_text(request, findings, fix)
+    failing = {"error": ("error",), "warning": ("error", "warning"), "never": ()}
+    if any(finding.severity in failing[request.fail_on] for finding in findings):
         raise typer.Exit(1)
 
 
-def _read(path: Path) -> Any:
-    """Returns the ONNX model in ``path``."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # none shipped
+def _fixed(model: Any, request: FileRequest, place: Path) -> Fix:
+    """Returns the repaired model with its proof, after writing it to ``place``."""
+    from fdda_deploy.pipeline.durable import atomic_write
+    from fdda_deploy.pipeline.repairing import fix, read_feed
 
-    try:
-        model = onnx.load(path)
-    except OSError as error:
-        raise ExportError(f"{path}: {error.strerror or error}. Want an ONNX file.") from None
-    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ExportError(
-            f"{path}: not a readable ONNX file ({reason}). Export it again."
-        ) from None
-    if not model.graph.node:
-        raise ExportError(f"{path}: no node in its graph. Want an ONNX file with a network.")
-    return model
+    fixed = fix(
+        model,
+        target=request.target,
+        compute_capabilities=request.compute_capabilities,
+        profiles_given=request.profiles_given,
+        flags=request.flags,
+        feed=None if request.feed is None else read_feed(request.feed),
+        tolerance=request.tolerance,
+        seed=request.seed,
+    )
+    atomic_write(place, fixed.model.SerializeToString())
+    return fixed
+
+
+def _as_json(request: FileRequest, findings: Sequence[Finding], fix: Fix | None) -> dict[str, Any]:
+    counts = Counter(finding.severity for finding in findings)
+    found = {
+        "file": str(request.path),
+        "target": request.target,
+        "errors": counts["error"],
+        "warnings": counts["warning"],
+        "notes": counts["note"],
+        "findings": [dataclasses.asdict(finding) for finding in findings],
+    }
+    if fix is None:
+        return found
+    return {
+        **found,
+        "out": str(request.fixed),
+        "repairs": [dataclasses.asdict(change) for change in fix.applied],
+        "findings_before": [dataclasses.asdict(finding) for finding in fix.before],
+        "proof": None if fix.proof is None else dataclasses.asdict(fix.proof),
+    }
+
+
+def _print_text(request: FileRequest, findings: Sequence[Finding], fix: Fix | None) -> None:
+    if fix is not None:
+        _print_fix(request, fix)
+    shown: Counter[str] = Counter()
+    for finding in findings:
+        shown[finding.rule] += 1
+        if shown[finding.rule] > _SHOWN_PER_RULE:
+            continue
+        place = " ".join(filter(None, (finding.node, finding.tensor, finding.value)))
+        print_table([(finding.rule, finding.severity, place)])
+        print_table([("    ", finding.why), ("    ", f"Repair: {finding.repair}")])
+    for rule, count in shown.items():
+        if count > _SHOWN_PER_RULE:
+            print_table([(rule, f"{count - _SHOWN_PER_RULE} more of the same; --json lists all.")])
+    errors = sum(finding.severity == "error" for finding in findings)
+    checked = request.path if fix is None else request.fixed
+    print_table([(f"{checked}: {len(findings)} findings, {errors} of them errors",)])
+
+
+def _print_fix(request: FileRequest, fix: Fix) -> None:
+    from fdda_deploy.exporters.repair.repairing import REPAIRS
+
+    errors = sum(finding.severity == "error" for finding in fix.before)
+    print_table([(f"{request.path}: {len(fix.before)} findings, {errors} of them errors",)])
+    for repair in REPAIRS:
+        changes = [change for change in fix.applied if change.repair == repair.id]
+        if not changes:
+            continue
+        print_table([(repair.id, f"{len(changes)}x", repair.title)])
+        for change in changes[:_SHOWN_PER_RULE]:
+            print_table([("    ", change.node or change.tensor, change.what)])
+        if len(changes) > _SHOWN_PER_RULE:
+            print_table([("    ", f"{len(changes) - _SHOWN_PER_RULE} more; --json lists all.")])
+    if fix.proof is None:
+        print_table([("nothing that is safe to repair; written as it was",)])
+        return
+    for name, output in fix.proof.outputs.items():
+        agreement = output.top1_agreement
+        same = "" if agreement is None else f", same largest in {100 * agreement:.0f} % of rows"
+        moved = f"relative L2 {output.relative_l2:.3g} (tolerance {fix.proof.tolerance:g})"
+        worst = f"largest error {output.max_abs_error:.3g}"
+        print_table([(f"output {name}: {moved}, {worst}{same}",)])
+    print_table([(f"against {fix.proof.reference}; {fix.proof.inputs}; {fix.proof.runtime}",)])

@@ -1,0 +1,128 @@
+"""Repairs what is safe in anybody's Q/DQ graph, so that TensorRT takes it and runs it as meant.
+
+`repair` applies the table below in order and says what it changed. It proves nothing: whether the
+outputs stayed where they were is measured by `pipeline.repairing`, which may run graphs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from fdda_deploy.errors import CalibrationError, ExportError
+from fdda_deploy.exporters.repair import (
+    activations,
+    axes,
+    biases,
+    domains,
+    duplicates,
+    float_weights,
+    integer_weights,
+    narrow_filters,
+    qoperators,
+    residuals,
+    useless_pairs,
+    versions,
+)
+from fdda_deploy.exporters.repair.editing import GraphEdit
+from fdda_deploy.exporters.repair.record import Applied, Repair
+from fdda_deploy.exporters.rules.graph import Request
+from fdda_deploy.exporters.trt_rules import known_target
+
+REPAIRS: tuple[Repair, ...] = (
+    versions.REPAIR,
+    domains.REPAIR,
+    qoperators.REPAIR,
+    axes.REPAIR,
+    biases.REPAIR,
+    float_weights.REPAIR,
+    integer_weights.REPAIR,
+    duplicates.REPAIR,
+    residuals.REPAIR,
+    narrow_filters.REPAIR,
+    useless_pairs.REPAIR,
+    activations.REPAIR,
+)
+"""The table, in the order of application: later repairs rely on what earlier ones settled."""
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A repaired model and what was done to it.
+
+    Attributes:
+        model: A new model; the one that was given is as it was.
+        applied: Every change, in order; empty where there was nothing that is safe to repair.
+    """
+
+    model: onnx.ModelProto
+    applied: tuple[Applied, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether all changes together leave the numbers as they were, to float rounding."""
+        return all(change.exact for change in self.applied)
+
+
+def repair(
+    model: onnx.ModelProto,
+    *,
+    target: str = "rtx",
+    compute_capabilities: tuple[int, ...] = (),
+    only_restoring: bool = False,
+) -> Repaired:
+    """Returns ``model`` with everything repaired that is safe, and a list of the changes.
+
+    Args:
+        model: Any ONNX model with its weights; left as it is.
+        target: ``rtx``, ``trt11`` (also ``trt``) or ``trt10.16``.
+        compute_capabilities: GPUs that the plan is for, for instance (86, 89); empty if unknown.
+        only_restoring: Apply only what lets other readers load the file (opset, IR, axis).
+
+    Raises:
+        ExportError: Unknown target, a model that is not sound ONNX, or one whose nodes form a
+            circle.
+    """
+    request = Request(known_target(target), tuple(compute_capabilities))
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = GraphEdit(copy)
+    applied: list[Applied] = []
+    for entry in REPAIRS:
+        if only_restoring and not entry.restores:
+            continue
+        try:
+            applied += entry.run(graph, request)
+            if entry is versions.REPAIR:  # below its opset's floor a graph is not sound yet
+                _require_sound(graph.model)
+        except CalibrationError as error:  # a grid outside float32's normal numbers
+            raise ExportError(f"{entry.id} cannot repair this graph: {error}") from error
+    result = graph.finish()
+    if applied:
+        _drop_domains(result)
+    return Repaired(result, tuple(applied))
+
+
+def _require_sound(model: onnx.ModelProto) -> None:
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(
+            f"the ONNX model is not sound, so nothing in it is repaired: {reason}. Export it again."
+        ) from error
+    idle = [node for node in model.graph.node if not any(node.output)]
+    if idle:  # which the checker lets pass
+        raise ExportError(
+            f"{idle[0].name or idle[0].op_type} has no output, so nothing in the ONNX model is "
+            "repaired. Export it again."
+        )
+
+
+def _drop_domains(model: onnx.ModelProto) -> None:
+    """Takes out the imports of domains that no node needs; quantizers leave many behind."""
+    used = {"", "ai.onnx", *(node.domain for node in model.graph.node)}
+    for index in reversed(range(len(model.opset_import))):
+        if model.opset_import[index].domain not in used and not model.functions:
+            del model.opset_import[index]

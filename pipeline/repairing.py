@@ -1,0 +1,235 @@
+"""Repairs a graph and proves it: the same inputs through both graphs, before anything is written.
+
+The repairs are `exporters.repair`; the runs are ONNX Runtime's. The two never see each other, so
+this file is where they meet.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from fdda_deploy.engines.compare import Comparison, compare_arrays
+from fdda_deploy.engines.ort_run import OrtRunner
+from fdda_deploy.engines.runner import Array, Feed
+from fdda_deploy.errors import ConfigError, DataError, EngineError, ExportError
+from fdda_deploy.exporters.repair.record import Applied
+from fdda_deploy.exporters.repair.repairing import repair
+from fdda_deploy.exporters.rules.finding import Finding
+from fdda_deploy.exporters.trt_rules import check
+
+EXACT_TOLERANCE = 1e-5
+"""Relative L2 distance of the outputs where every repair was exact: float rounding."""
+GRID_TOLERANCE = 0.1
+"""The same where a grid had to change, as from UINT8 behind a ReLU to symmetric INT8."""
+PROOF_BATCH = 4
+MAX_ELEMENTS = 2**28
+
+AS_GIVEN = "the file as it was"
+RESTORED = "the file with its opset, IR and axes repaired, as nothing loads it before"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How near the repaired graph's outputs are to those of the graph before.
+
+    Attributes:
+        reference: What was run before the repair, in words.
+        inputs: What both graphs were fed, in words.
+        runtime: ONNX Runtime's version and setting.
+        tolerance: Largest relative L2 distance that was accepted.
+        outputs: Comparison of each output, by name.
+    """
+
+    reference: str
+    inputs: str
+    runtime: str
+    tolerance: float
+    outputs: dict[str, Comparison]
+
+
+@dataclass(frozen=True)
+class Fix:
+    """A graph that was repaired and proved.
+
+    Attributes:
+        model: The repaired graph.
+        applied: Every change, in order.
+        before: Findings on the graph as it came.
+        after: Findings that are left.
+        proof: None where nothing was changed.
+    """
+
+    model: onnx.ModelProto
+    applied: tuple[Applied, ...]
+    before: tuple[Finding, ...]
+    after: tuple[Finding, ...]
+    proof: Proof | None
+
+
+def fix(
+    model: onnx.ModelProto,
+    *,
+    target: str,
+    compute_capabilities: tuple[int, ...] = (),
+    profiles_given: bool = False,
+    flags: tuple[str, ...] = (),
+    feed: Feed | None = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> Fix:
+    """Returns the repaired graph with the proof that its outputs stayed where they were.
+
+    Args:
+        model: Any ONNX model with its weights; left as it is.
+        target: ``rtx``, ``trt11`` (also ``trt``) or ``trt10.16``.
+        compute_capabilities: GPUs that the plan is for; empty if unknown.
+        profiles_given: As for `exporters.trt_rules.check`.
+        flags: As for `exporters.trt_rules.check`.
+        feed: One array per input; None draws normal numbers of ``seed``.
+        tolerance: Largest relative L2 distance of any output; None takes 1e-5 where every repair
+            was exact, and 0.1 where a grid changed.
+        seed: Of the inputs that are drawn.
+
+    Raises:
+        ConfigError: A tolerance that is not positive.
+        ExportError: The graph is not sound, or an output moved by more than the tolerance.
+        EngineError: ONNX Runtime cannot run the graph, or the feed does not fit it.
+    """
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise ConfigError(f"--tolerance {tolerance}: want a positive number.")
+
+    def findings_of(graph: onnx.ModelProto) -> tuple[Finding, ...]:
+        return check(
+            graph,
+            target=target,
+            compute_capabilities=compute_capabilities,
+            profiles_given=profiles_given,
+            flags=flags,
+        )
+
+    before = findings_of(model)
+    repaired = repair(model, target=target, compute_capabilities=compute_capabilities)
+    if not repaired.applied:
+        return Fix(model, (), before, before, None)
+    allowed = tolerance or (EXACT_TOLERANCE if repaired.exact else GRID_TOLERANCE)
+    proof = _prove(model, repaired.model, target, feed, allowed, seed)
+    _require_near(proof)
+    return Fix(repaired.model, repaired.applied, before, findings_of(repaired.model), proof)
+
+
+def _prove(
+    model: onnx.ModelProto,
+    repaired: onnx.ModelProto,
+    target: str,
+    feed: Feed | None,
+    tolerance: float,
+    seed: int,
+) -> Proof:
+    inputs = "the feed that was given"
+    if feed is None:
+        feed = seeded_feed(model, seed)
+        inputs = f"{PROOF_BATCH} rows of normal numbers, seed {seed}"
+    reference = AS_GIVEN
+    try:
+        wanted, _ = _run(model, feed)
+    except EngineError:
+        restored = repair(model, target=target, only_restoring=True)
+        if not restored.applied:
+            raise
+        wanted, _ = _run(restored.model, feed)
+        reference = RESTORED
+    found, runtime = _run(repaired, feed)
+    if list(wanted) != list(found):
+        raise ExportError("the repair changed the graph's outputs. Report this file.")
+    outputs = {name: compare_arrays(name, wanted[name], found[name]) for name in wanted}
+    return Proof(reference, inputs, runtime, tolerance, outputs)
+
+
+def _run(model: onnx.ModelProto, feed: Feed) -> tuple[dict[str, Array], str]:
+    runner = OrtRunner(model.SerializeToString(), optimizations="basic")
+    with runner:
+        outputs, described = runner.infer(feed), runner.describe()
+    for name, array in outputs.items():
+        if not np.isfinite(np.asarray(array, np.float64)).all():
+            raise EngineError(
+                f"output {name}: not finite on the inputs of the proof, so nothing can be proved. "
+                "Give inputs that the network is made for with --feed."
+            )
+    return outputs, described
+
+
+def _require_near(proof: Proof) -> None:
+    for name, compared in proof.outputs.items():
+        if not compared.relative_l2 <= proof.tolerance:
+            raise ExportError(
+                f"output {name}: the repairs move it by a relative L2 distance of "
+                f"{compared.relative_l2:.3g}, over the tolerance of {proof.tolerance:g}; nothing "
+                "is written. Quantize the network again symmetrically, prove it on real inputs "
+                "with --feed, or accept the distance with --tolerance."
+            )
+
+
+def seeded_feed(model: onnx.ModelProto, seed: int) -> dict[str, Array]:
+    """Returns inputs that fit ``model``: normal numbers, 0 and 1 for integers, a batch of 4.
+
+    Raises:
+        ExportError: An input has an unknown size beyond its first axis, or no tensor type.
+    """
+    rng = np.random.default_rng(seed)
+    held = {tensor.name for tensor in model.graph.initializer}
+    feed = {}
+    for value in model.graph.input:
+        if value.name in held:
+            continue
+        shape = _shape(value)
+        try:
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+        except (KeyError, TypeError, ValueError):
+            raise ExportError(
+                f"input {value.name}: its element type has no NumPy twin, so no proof can be run. "
+                "Export it with float inputs."
+            ) from None
+        drawn = rng.standard_normal(shape) if dtype.kind not in "iub" else rng.integers(0, 2, shape)
+        feed[value.name] = np.asarray(drawn).astype(dtype)
+    return feed
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    tensor = value.type.tensor_type
+    sizes = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
+    if not tensor.HasField("shape") or None in sizes[1:]:
+        raise ExportError(
+            f"input {value.name}: its size is unknown beyond the batch axis, so no input can be "
+            "drawn. Give one with --feed FILE.npz."
+        )
+    shape = tuple(PROOF_BATCH if size is None else size for size in sizes)
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise ExportError(
+            f"input {value.name}: shape {'x'.join(map(str, shape))} is too large to draw. "
+            "Give a smaller one with --feed FILE.npz."
+        )
+    return shape
+
+
+def read_feed(path: Path) -> dict[str, Array]:
+    """Returns the arrays of an ``.npz`` file by name; nothing in it is executed.
+
+    Raises:
+        DataError: The file is missing or holds anything but plain arrays.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: np.asarray(arrays[name]) for name in arrays.files}
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}. Want an .npz file.") from None
+    except Exception as error:  # noqa: BLE001 - zip, NumPy's header and codecs have their own
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{path}: not an .npz file of plain arrays ({reason}). Write it with np.savez, one "
+            "array per input."
+        ) from None
