@@ -53,6 +53,16 @@ def bound(tensor: str, which: str) -> str:
     return f"{tensor}_{which}"
 
 
+def typed(name: str, kind: str) -> str:
+    """Name of the copy of a tensor or node in another float type, ``fp16`` or ``fp32``."""
+    return f"{name}_{kind}"
+
+
+def cast_node(tensor: str, kind: str) -> str:
+    """Name of the Cast of ``tensor`` to ``fp16`` or ``fp32``."""
+    return f"{tensor}/Cast_{kind}"
+
+
 def tensor_of_node(node: str) -> str:
     """Name of the output of ``node``."""
     return f"{node}_output"

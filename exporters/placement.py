@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import onnx
 
 from fdda_deploy.errors import ConfigError, ExportError
+from fdda_deploy.exporters.float_formats import row_to_leave
 from fdda_deploy.exporters.float_view import FloatView, WeightedNode
 from fdda_deploy.exporters.weight_layout import (
     Widths,
@@ -77,6 +78,19 @@ TABLE = {
             "ONNX Runtime fuses a convolution to QLinearConv only when its output is quantized.",
         ),
         Row(
+            "residual-output",
+            frozenset({"ort-cpu"}),
+            "ONNX Runtime fuses an addition to QLinearAdd only when its inputs and its output are "
+            "quantized.",
+        ),
+        Row(
+            "fp8-shapes",
+            _ALL,
+            "FP8 kernels want channels in multiples of 16 and no groups (T027): this layer stays "
+            "in float.",
+        ),
+        Row("float-only", _ALL, "The scheme quantizes nothing."),
+        Row(
             "weight-only",
             _ALL,
             "Activations stay in floating point; the weight is dequantized before the product.",
@@ -121,12 +135,16 @@ def place(
             and, where outputs are quantized, its output; a tensor the most that is wanted.
 
     Raises:
-        ConfigError: Unknown target.
+        ConfigError: Unknown target, or FP8 for a CPU.
         ExportError: The network has no layer that can be quantized; ``widths`` names no layer of
             it, or a width outside 2 to 8.
     """
     if target not in TARGETS:
         raise ConfigError(f"--target {target}: want one of {', '.join(TARGETS)}.")
+    if target == "ort-cpu" and scheme.numbers == "fp8":
+        raise ConfigError(
+            "--scheme fp8: no CPU multiplies FP8. Take --target rtx, or --scheme w8a8."
+        )
     graph = FloatView(model.graph)
     weighted = graph.weighted()
     if not weighted:
@@ -199,6 +217,9 @@ def _reason_to_leave(
 ) -> str | None:
     if entry.weight not in parameters:
         return "its weight is computed inside the graph"
+    row = row_to_leave(entry, scheme)
+    if row is not None:
+        return TABLE[row].reason
     if scheme.weight_only:
         return None
     if entry.node.input[0] not in torch_tensors:
@@ -237,14 +258,16 @@ def _activation_points(
             bits[tensor] = max(bits[tensor], raised[fused])
     if target in TABLE["weighted-output"].targets:
         left = widths.keys() - raised.keys()
-        for tensor, entry, edges in _outputs(graph, kept, torch_tensors, left):
+        for node, tensor, edges in _outputs(graph, kept, raised, torch_tensors, left):
             known = set(consumers[tensor])
             consumers[tensor].extend(edge for edge in edges if edge not in known)
-            rows.setdefault(tensor, "weighted-output")
-            bits[tensor] = max(bits[tensor], raised[entry.node.name])
+            rows.setdefault(tensor, "weighted-output" if node in raised else "residual-output")
+            bits[tensor] = max(bits[tensor], raised.get(node, 0))
     order = {t: index for index, t in enumerate(graph.tensors())}
     return tuple(
-        ActivationPoint(tensor, tuple(consumers[tensor]), bits[tensor], rows[tensor])
+        ActivationPoint(
+            tensor, tuple(consumers[tensor]), bits[tensor], rows[tensor], scheme.storage
+        )
         for tensor in sorted(consumers, key=lambda name: order[name])
     )
 
@@ -252,19 +275,22 @@ def _activation_points(
 def _outputs(
     graph: FloatView,
     kept: list[WeightedNode],
+    raised: Mapping[str, int],
     torch_tensors: Collection[str],
     left: Collection[str],
-) -> Iterator[tuple[str, WeightedNode, list[tuple[str, int]]]]:
-    """Yields the outputs of weighted nodes, behind their activation, and who reads them quantized.
+) -> Iterator[tuple[str, str, list[tuple[str, int]]]]:
+    """Yields weighted nodes and residual additions with their output, behind its activation.
 
-    ONNX Runtime wants them so. Layers that were ``left`` in float by choice read the float value.
+    ONNX Runtime wants it quantized. With each comes who reads the value: all but layers that were
+    ``left`` in float by choice.
     """
     outputs = {value.name for value in graph.proto.output}
-    for entry in kept:
-        tensor = entry.node.output[0]
+    sums = [node for node in graph.proto.node if graph.skip_input(node, raised) is not None]
+    for node in [*(entry.node for entry in kept), *sums]:
+        tensor = node.output[0]
         readers = graph.consumers[tensor]
         if len(readers) == 1 and readers[0][0].op_type in _ACTIVATIONS:
             tensor = readers[0][0].output[0]
         edges = [(n.name, index) for n, index in graph.consumers[tensor] if n.name not in left]
         if edges and tensor not in outputs and tensor in torch_tensors:
-            yield tensor, entry, edges
+            yield node.name, tensor, edges

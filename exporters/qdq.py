@@ -2,7 +2,8 @@
 
 What TensorRT requires shapes the result (see `trt_rules`): zero-points are constant zeros, biases
 stay float, weights are stored as integers behind one DequantizeLinear, one pair per tensor. A grid
-of fewer than 8 bits is carried in INT8 behind a Clip.
+of fewer than 8 bits is carried in INT8 behind a Clip. ONNX Runtime's CPU kernels want other storage
+of the same values (`onnx_runtime_cpu`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from onnx import helper, numpy_helper
 
 from fdda_deploy.errors import ExportError
 from fdda_deploy.exporters import names
-from fdda_deploy.exporters.int4 import int4_initializer
+from fdda_deploy.exporters.onnx_runtime_cpu import integer_biases, uint8_zero_point
+from fdda_deploy.exporters.stored import stored
 from fdda_deploy.quant.points import ActivationPoint, Placement, WeightPoint
 from fdda_deploy.quant.qparams import QParams
 
@@ -58,7 +60,8 @@ def insert_qdq(
     result = onnx.ModelProto()
     result.CopyFrom(model)
     _set_parameters(result.graph, grids.parameters)
-    insertion = _Insertion(result.graph)
+    for_cpu = placement.target == "ort-cpu"
+    insertion = _Insertion(result.graph, for_cpu)
     for point in placement.weights:
         if point.initializer not in grids.weights:
             raise ExportError(f"{point.initializer}: no integers for this weight. Quantize first.")
@@ -67,6 +70,8 @@ def insert_qdq(
         if activation.tensor not in grids.activations:
             raise ExportError(f"{activation.tensor}: no range for this tensor. Calibrate first.")
         insertion.activation(activation, grids.activations[activation.tensor])
+    if for_cpu:
+        integer_biases(insertion.graph, insertion.before, placement, grids)
     insertion.finish()
     helper.set_model_props(result, dict(metadata))
     try:
@@ -81,8 +86,9 @@ def insert_qdq(
 class _Insertion:
     """Collects new nodes by where they belong, then rebuilds the node list in order."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto, for_cpu: bool) -> None:
         self.graph = graph
+        self.for_cpu = for_cpu
         self.nodes = {node.name: node for node in graph.node}
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.produced = {t for node in graph.node for t in node.output}
@@ -102,20 +108,16 @@ class _Insertion:
             )
         self.graph.initializer.remove(self.initializers[weight])
         integers, scale = names.quantized(weight), names.scale(weight)
-        if point.storage == "int4":
-            self.graph.initializer.append(int4_initializer(integers, x_int))
-        else:
-            self.graph.initializer.append(numpy_helper.from_array(x_int, integers))
+        self.graph.initializer.append(stored(integers, x_int, point.storage))
         self.graph.initializer.append(numpy_helper.from_array(qparams.scale, scale))
         inputs = [integers, scale]
         attributes: dict[str, int] = {"axis": point.axis}
         if point.block_size is not None:
             attributes["block_size"] = point.block_size
-        if point.storage == "int8":
-            zero_point = np.zeros(qparams.scale.shape, np.int8)
-            self.graph.initializer.append(
-                numpy_helper.from_array(zero_point, names.zero_point(weight))
-            )
+        if point.storage != "int4":
+            zeros = np.zeros(qparams.scale.shape, np.int8)
+            zero_point = stored(names.zero_point(weight), zeros, point.storage)
+            self.graph.initializer.append(zero_point)
             inputs.append(names.zero_point(weight))
         node = helper.make_node(
             "DequantizeLinear",
@@ -133,15 +135,18 @@ class _Insertion:
         tensor = point.tensor
         if tensor not in self.produced:
             raise ExportError(f"{tensor}: the graph has no such tensor.")
-        if qparams.axis is not None or qparams.zero_point != 0:
+        if qparams.axis is not None or (qparams.zero_point != 0 and not self.for_cpu):
             raise ExportError(
                 f"{tensor}: activations take one scale and zero-point 0 (T003, T007)."
             )
         scale, zero = names.scale(tensor), names.zero_point(tensor)
         self._constant(scale, qparams.scale)
-        self._constant(zero, np.zeros((), np.int8))
+        if self.for_cpu:
+            self._constant(zero, uint8_zero_point(qparams))
+        else:
+            self.graph.initializer.append(stored(zero, np.zeros((), np.int8), point.storage))
         source = tensor
-        if (qparams.qmin, qparams.qmax) != (-128, 127):
+        if (qparams.qmin, qparams.qmax) != (-128, 127) and not qparams.float8:
             source = self._clip(tensor, qparams)
         self.after[tensor] += [
             helper.make_node(
@@ -183,7 +188,7 @@ class _Insertion:
         )
         return names.clipped(tensor)
 
-    def _constant(self, name: str, value: npt.NDArray[np.float32] | npt.NDArray[np.int8]) -> None:
+    def _constant(self, name: str, value: npt.NDArray[np.generic]) -> None:
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
 
     def _rewire(self, consumer: str, index: int, tensor: str) -> None:

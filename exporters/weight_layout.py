@@ -84,7 +84,7 @@ def weight_points(
     for weight, entries in by_weight.items():
         first = entries[0]
         bits = max(_wanted_bits(entry, scheme, ends, widths) for entry in entries)
-        axis, storage, block = first.axis, "int8", None
+        axis, storage, block = first.axis, scheme.storage, None
         if scheme.weight_only and bits == 4:
             axis, storage, block = _int4_layout(first, target)
         points.append(

@@ -11,6 +11,7 @@ from torch import Tensor
 from fdda_deploy.errors import CalibrationError
 from fdda_deploy.pipeline.network import Progress
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
+from fdda_deploy.pipeline.quantization.fp8_ranges import Fp8Observer, fp8_weight_qparams
 from fdda_deploy.pipeline.quantization.observers import (
     range_observer,
     weight_qparams,
@@ -41,7 +42,12 @@ def calibrate(
         ConfigError: Unknown observer.
         CalibrationError: No image, or an activation or a weight that is not finite (named).
     """
-    observers = {name: range_observer(observer, name) for name in network.activation_quantizers}
+    shifted = network.placement.target == "ort-cpu"  # TensorRT wants 0 for a zero-point
+    floats = {p.tensor for p in network.placement.activations if p.storage == "fp8"}
+    observers = {
+        name: Fp8Observer(name) if name in floats else range_observer(observer, name, shifted)
+        for name in network.activation_quantizers
+    }
     calibrate_weights(network)
     quantizers = network.activation_quantizers
     if not quantizers:
@@ -72,6 +78,8 @@ def calibrate(
 def calibrate_weights(network: QuantNetwork) -> None:
     """Fixes the scale of every weight by its own values: least L_2.4 error per channel or block.
 
+    FP8 weights take ``amax / 448``: floating point loses nothing by covering the largest.
+
     Raises:
         CalibrationError: A weight that is not finite (named).
     """
@@ -82,5 +90,8 @@ def calibrate_weights(network: QuantNetwork) -> None:
                 f"{point.initializer}: {int((~np.isfinite(weight)).sum())} of {weight.size} "
                 "weights are NaN or infinite. Take another checkpoint."
             )
-        qparams = weight_qparams(weight, point.num_bits, point.axis, point.block_size)
+        if point.storage == "fp8":
+            qparams = fp8_weight_qparams(weight, point.axis)
+        else:
+            qparams = weight_qparams(weight, point.num_bits, point.axis, point.block_size)
         network.set_weight_qparams(point, qparams)

@@ -5,9 +5,11 @@ Rules are ours; each is only asked where the operand it speaks of makes a good p
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fdda_deploy.config.sections import EFFORTS
 from fdda_deploy.pipeline.quantization.layer_facts import LayerFacts
 from fdda_deploy.pipeline.report.phrases import significant
 
@@ -42,14 +44,16 @@ class Cause:
     option: str
 
 
-def causes_of(facts: LayerFacts, *, equalised: bool = False) -> list[Cause]:
+def causes_of(facts: LayerFacts, effort: str | None) -> list[Cause]:
     """Returns the likely causes of a layer's noise, the first explains most; at least one.
 
     Args:
         facts: As measured.
-        equalised: Channels were brought to equal ranges already (every effort but ``none``).
+        effort: ``none``, ``fast``, ``normal`` or ``best``, as the network was rounded: what is
+            advised goes a step further. None where the scheme leaves no choice (``fp8``).
     """
     found = []
+    equalised = effort not in {None, "none"}
     if facts.tensor is not None and facts.by_input >= GOOD_PART * facts.noise:
         found += [rule(facts, facts.tensor, equalised) for rule in _INPUT_RULES]
     if facts.by_weight >= GOOD_PART * facts.noise:
@@ -57,9 +61,19 @@ def causes_of(facts: LayerFacts, *, equalised: bool = False) -> list[Cause]:
     causes = [cause for cause in found if cause is not None]
     if not causes:
         own = facts.own >= GOOD_PART * facts.noise
-        causes.append(_coarse_grid(facts) if own else _accumulated(facts))
+        more = _more_effort(effort)
+        causes.append(_coarse_grid(facts, more) if own else _accumulated(facts, more))
+    if effort is None:
+        causes = [dataclasses.replace(cause, option=_OTHER_SCHEME) for cause in causes]
     dead = _dead_channels(facts)
     return causes if dead is None else [*causes, dead]
+
+
+def _more_effort(effort: str | None) -> str:
+    """Returns the efforts beyond ``effort`` that train, as an option; empty after the last."""
+    here = EFFORTS.index(effort or "none")
+    further = [name for name in ("normal", "best") if EFFORTS.index(name) > here]
+    return f"--effort {' or '.join(further)}" if further else ""
 
 
 def _has_outliers(facts: LayerFacts) -> bool:
@@ -153,22 +167,24 @@ def _dead_channels(facts: LayerFacts) -> Cause | None:
     return Cause("dead channels", facts.initializer, evidence, option)
 
 
-def _accumulated(facts: LayerFacts) -> Cause:
+def _accumulated(facts: LayerFacts, more_effort: str) -> Cause:
     evidence = (
         f"Its input arrives with noise of {_percent(facts.arrived)} of its power; the layer's own "
         f"grids make {_of_noise(facts.own, facts)}."
     )
     tensor = facts.tensor or facts.initializer
-    return Cause("accumulated", tensor, evidence, "help the layers before it; --effort normal")
+    help_all = more_effort or "--max-drop (8 bits or float where it helps most)"
+    return Cause("accumulated", tensor, evidence, f"help the layers before it; {help_all}")
 
 
-def _coarse_grid(facts: LayerFacts) -> Cause:
+def _coarse_grid(facts: LayerFacts, more_effort: str) -> Cause:
     weights = facts.by_weight >= facts.by_input
     bits = facts.weight_bits if weights else facts.act_bits
     share = _of_noise(max(facts.by_weight, facts.by_input), facts)
     evidence = f"No fault of the tensor: rounding to {bits} bits makes {share}."
     tensor = facts.initializer if weights or facts.tensor is None else facts.tensor
-    option = "--effort normal or best, or --max-drop (8 bits or float for this layer)"
+    wider = "--max-drop (8 bits or float for this layer)"
+    option = f"{more_effort}, or {wider}" if more_effort else wider
     return Cause("coarse grid", tensor, evidence, option)
 
 
@@ -193,6 +209,7 @@ def _percent(share: float) -> str:
     return f"{significant(100 * share)} %"
 
 
+_OTHER_SCHEME = "--scheme w8a8, whose rounding --effort and --max-drop can improve; or fp16"
 _INPUT_RULES: tuple[Callable[[LayerFacts, str, bool], Cause | None], ...] = (
     _outliers,
     _uneven_channels,

@@ -49,7 +49,7 @@ def diagnose(
     *,
     device: torch.device,
     batch_size: int = 8,
-    equalised: bool = False,
+    effort: str | None,
 ) -> list[Finding]:
     """Returns at most ``MOST_FINDINGS`` findings on the layers where most noise enters.
 
@@ -60,7 +60,7 @@ def diagnose(
         errors: Of ``layers.layer_errors``.
         device: Where to run.
         batch_size: Images at a time.
-        equalised: Channels were brought to equal ranges already, so that this is not advised again.
+        effort: As the network was rounded, see ``causes_of``: advice goes beyond it.
 
     Raises:
         CalibrationError: No image, or an activation without a range.
@@ -71,7 +71,7 @@ def diagnose(
     facts = layer_facts(network, float_module, images, device=device, batch_size=batch_size)
     return [
         _finding(layer, cause, sqnr[layer.node])
-        for layer, cause in select(worst_layers(facts, sqnr), equalised=equalised)
+        for layer, cause in select(worst_layers(facts, sqnr), effort)
     ]
 
 
@@ -95,12 +95,12 @@ def worst_layers(facts: list[LayerFacts], sqnr_db: dict[str, float]) -> list[Lay
     return sorted(kept, key=lambda layer: -layer.own)
 
 
-def select(layers: list[LayerFacts], *, equalised: bool) -> list[tuple[LayerFacts, Cause]]:
+def select(layers: list[LayerFacts], effort: str | None) -> list[tuple[LayerFacts, Cause]]:
     """Returns at most ``MOST_FINDINGS`` causes by layer: every first one before any second one."""
     found = [
         (nth, place, layer, cause)
         for place, layer in enumerate(layers)
-        for nth, cause in enumerate(causes_of(layer, equalised=equalised))
+        for nth, cause in enumerate(causes_of(layer, effort))
     ]
     found = sorted(found, key=lambda each: each[:2])[:MOST_FINDINGS]
     by_layer = sorted(found, key=lambda each: (each[1], each[0]))

@@ -208,7 +208,7 @@ class _Search(fx.Interpreter):
         def inputs(sample: LayerSample) -> Tensor:
             if qparams is None:
                 return sample.x
-            return on_grid(sample.x, scale, qparams.qmin, qparams.qmax)
+            return on_grid(sample.x, scale, qparams.first_step, qparams.last_step)
 
         before = [layer_cosine(sample, inputs(sample)) for sample in samples]
         for _ in range(_ROUNDS):
@@ -216,7 +216,7 @@ class _Search(fx.Interpreter):
                 search_weight_scales(sample, inputs(sample))
             if qparams is None:
                 break
-            was, grid = scale, (qparams.qmin, qparams.qmax)
+            was, grid = scale, (qparams.first_step, qparams.last_step)
             scale = search_activation_scale(samples, start, scale, *grid)
             if scale == was:
                 break

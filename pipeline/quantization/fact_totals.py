@@ -96,7 +96,7 @@ class LayerTotals:
         if qparams is None:
             return
         scale = float(qparams.scale)
-        beyond = (x - x.clamp(qparams.qmin * scale, qparams.qmax * scale)).abs()
+        beyond = (x - x.clamp(qparams.first_step * scale, qparams.last_step * scale)).abs()
         outside = beyond > scale / 2  # nearer than half a step, rounding would have gone there too
         self._sums["clipped"] += int(outside.sum())
         self._sums["clip_error"] += _power(beyond * outside)

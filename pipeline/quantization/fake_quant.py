@@ -9,7 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from fdda_deploy.errors import CalibrationError
-from fdda_deploy.quant.qparams import QParams
+from fdda_deploy.quant.qparams import E4M3_MAX, QParams
+
+
+class _E4M3StraightThrough(torch.autograd.Function):
+    """Rounds to FP8 E4M3, half to even; its gradient is the identity, as below."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:  # noqa: ARG004  # torch passes it
+        # Clamped first: torch's own conversion gives NaN beyond the range.
+        return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # noqa: ARG004  # as above
+        return grad
 
 
 class _RoundStraightThrough(torch.autograd.Function):
@@ -27,9 +40,11 @@ class _RoundStraightThrough(torch.autograd.Function):
 def quantize(x: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
     """Returns the integers of ``x`` as float32, ``clip(round(x / scale), qmin, qmax)``.
 
-    ``scale`` broadcasts over ``x``. Equal to `fdda_deploy.quant.affine.quantize`, ties included.
+    On an FP8 grid (`QParams.float8`) they are E4M3 numbers. ``scale`` broadcasts over ``x``. Equal
+    to `fdda_deploy.quant.affine.quantize`, ties included.
     """
-    rounded: Tensor = _RoundStraightThrough.apply(x / scale)
+    rounding = _E4M3StraightThrough if qmax == E4M3_MAX else _RoundStraightThrough
+    rounded: Tensor = rounding.apply(x / scale)
     return rounded.clamp(qmin, qmax)
 
 
@@ -39,7 +54,8 @@ def fake_quant(x: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
     ``scale`` broadcasts over ``x``; ``x`` is not written to. Where no gradient is recorded, the
     four steps share one new tensor, with the same bits: fresh memory costs more than arithmetic.
     """
-    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
+    records = torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)
+    if records or qmax == E4M3_MAX:
         return quantize(x, scale, qmin, qmax) * scale
     return (x / scale).round_().clamp_(qmin, qmax).mul_(scale)
 
@@ -69,12 +85,10 @@ class ActivationQuantizer(nn.Module):
         """Fixes the grid.
 
         Raises:
-            CalibrationError: More than one scale, or a zero-point other than 0.
+            CalibrationError: More than one scale.
         """
-        if qparams.axis is not None or qparams.zero_point != 0:
-            raise CalibrationError(
-                "an activation takes one scale and the zero-point 0 (T003, T007)."
-            )
+        if qparams.axis is not None:
+            raise CalibrationError("an activation takes one scale, not one per channel (T007).")
         self.qparams = qparams
         self.scale.fill_(float(qparams.scale))
 
@@ -85,7 +99,7 @@ class ActivationQuantizer(nn.Module):
             return x
         if self.qparams is None:
             return x
-        return fake_quant(x, self.scale, self.qparams.qmin, self.qparams.qmax)
+        return fake_quant(x, self.scale, self.qparams.first_step, self.qparams.last_step)
 
 
 class WeightQuantizer(nn.Module):

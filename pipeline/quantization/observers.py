@@ -49,10 +49,12 @@ class MinMaxObserver:
 
     Args:
         name: What messages call the tensor.
+        shifted: 8-bit grids may have any zero-point.
     """
 
-    def __init__(self, name: str = "an activation") -> None:
+    def __init__(self, name: str = "an activation", shifted: bool = False) -> None:
         self._name = name
+        self._shifted = shifted
         self.low = math.inf
         self.high = -math.inf
 
@@ -77,7 +79,7 @@ class MinMaxObserver:
             CalibrationError: Nothing was seen.
         """
         self.require_images()
-        return covering_qparams(self.low, self.high, num_bits)
+        return covering_qparams(self.low, self.high, num_bits, self._shifted)
 
     def require_images(self) -> None:
         """Raises a CalibrationError unless a batch was seen."""
@@ -101,15 +103,21 @@ class HistogramObserver:
         num_bins: Bins over the whole range, a multiple of 4.
         name: What messages call the tensor.
         method: How `qparams` chooses (`ranges.OBSERVERS`).
+        shifted: 8-bit grids may have any zero-point.
     """
 
     def __init__(
-        self, num_bins: int = NUM_BINS, name: str = "an activation", method: str = "mse"
+        self,
+        num_bins: int = NUM_BINS,
+        name: str = "an activation",
+        method: str = "mse",
+        shifted: bool = False,
     ) -> None:
         self._range = MinMaxObserver(name)
         self._counts = torch.zeros(num_bins, dtype=torch.float64)
         self._limit = 0.0
         self._method = method
+        self._shifted = shifted
         self._generator = torch.Generator().manual_seed(0)
 
     def observe(self, x: Tensor) -> None:
@@ -136,7 +144,7 @@ class HistogramObserver:
         width = 2 * self._limit / bins
         centers = -self._limit + width * (np.arange(bins, dtype=np.float64) + 0.5)
         counts = self._counts.numpy().copy()
-        return Histogram(centers, counts, self._range.low, self._range.high)
+        return Histogram(centers, counts, self._range.low, self._range.high, self._shifted)
 
     def qparams(self, num_bits: int) -> QParams:
         """Returns the grid that the observer's method chooses.
@@ -157,19 +165,22 @@ class HistogramObserver:
             self._limit *= 2
 
 
-def range_observer(method: str, name: str) -> RangeObserver:
+def range_observer(method: str, name: str, shifted: bool = False) -> RangeObserver:
     """Returns the cheapest observer that knows what ``method`` needs.
 
     Args:
         method: A key of `ranges.OBSERVERS`.
         name: What messages call the tensor.
+        shifted: 8-bit grids may have any zero-point (`ranges.Histogram`).
 
     Raises:
         ConfigError: Unknown method.
     """
     if method not in OBSERVERS:
         raise ConfigError(f"observer {method!r}: want one of {', '.join(OBSERVERS)}.")
-    return MinMaxObserver(name) if method == "minmax" else HistogramObserver(NUM_BINS, name, method)
+    if method == "minmax":
+        return MinMaxObserver(name, shifted)
+    return HistogramObserver(NUM_BINS, name, method, shifted)
 
 
 def sampled(x: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, float]:

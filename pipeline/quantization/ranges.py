@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,12 +36,14 @@ class Histogram:
         counts: ``(bins,)`` float64.
         low: Smallest value seen.
         high: Largest value seen.
+        shifted: 8-bit grids may have any zero-point, as ONNX Runtime executes them on the CPU.
     """
 
     centers: Float64Array
     counts: Float64Array
     low: float
     high: float
+    shifted: bool = False
 
     @property
     def amax(self) -> float:
@@ -60,22 +63,21 @@ class _Candidates:
         """Returns one of them."""
         scale = max(float(self.scales[index]), SMALLEST_SCALE)
         qmin = int(self.qmins[index])
-        return QParams(np.asarray(scale, np.float32), qmin, qmin + self.steps)
+        return _grid(scale, qmin, qmin + self.steps)
 
 
-def covering_qparams(low: float, high: float, num_bits: int) -> QParams:
-    """Returns the finest grid that covers ``[low, high]``."""
+def covering_qparams(low: float, high: float, num_bits: int, shifted: bool = False) -> QParams:
+    """Returns the finest grid that covers ``[low, high]``; ``shifted`` as in `Histogram`."""
     options = [
-        (_covering_scale(low, high, qmin, qmax), qmin, qmax)
-        for qmin, qmax in _grids(low, high, num_bits)
+        (_covering_scale(low, high, qmin, qmax, shifted), qmin, qmax)
+        for qmin, qmax in _grids(low, high, num_bits, shifted)
     ]
-    scale, qmin, qmax = min(options)
-    return QParams(np.asarray(scale, np.float32), qmin, qmax)
+    return _grid(*min(options))
 
 
 def minmax_qparams(histogram: Histogram, num_bits: int) -> QParams:
     """Returns the finest grid that covers every value seen."""
-    return covering_qparams(histogram.low, histogram.high, num_bits)
+    return covering_qparams(histogram.low, histogram.high, num_bits, histogram.shifted)
 
 
 def percentile_qparams(histogram: Histogram, num_bits: int) -> QParams:
@@ -88,7 +90,7 @@ def percentile_qparams(histogram: Histogram, num_bits: int) -> QParams:
     low = max(histogram.low, histogram.centers[min(low_index, last)])
     high = min(histogram.high, histogram.centers[min(high_index, last)])
     low = min(low, 0.0) if histogram.low < 0 else 0.0
-    return covering_qparams(low, max(high, 0.0), num_bits)
+    return covering_qparams(low, max(high, 0.0), num_bits, histogram.shifted)
 
 
 def mse_qparams(histogram: Histogram, num_bits: int) -> QParams:
@@ -137,12 +139,14 @@ def entropy_qparams(histogram: Histogram, num_bits: int) -> QParams:
     """Returns the grid of least Kullback-Leibler divergence from float to quantized values.
 
     TensorRT's criterion (Migacz, "8-bit inference with TensorRT", GTC 2017), on the grids that are
-    executed: 8 bits are 255 symmetric levels, one-sided ones below 8 bits are [0, 2^n - 1], and
+    executed: 8 symmetric bits are 255 levels, one-sided ones below 8 bits are [0, 2^n - 1], and
     other tensors may use any run of integers around zero. See `entropy.divergences`.
     """
     factors = np.linspace(1.0, 1 / 16, _ENTROPY_STEPS)
     candidates = _candidates(histogram, num_bits, factors)
-    if num_bits == 8:  # amax / 127 leaves -128 without values; the criterion counts 255 levels
+    if (
+        num_bits == 8 and not histogram.shifted
+    ):  # amax / 127 leaves -128 without values; the criterion counts 255 levels
         qmins, steps = candidates.qmins + 1, candidates.steps - 1
     else:
         qmins, steps = candidates.qmins, candidates.steps
@@ -181,16 +185,23 @@ def shrink_factors(num_bits: int) -> Float64Array:
 
 def _candidates(histogram: Histogram, num_bits: int, factors: Float64Array) -> _Candidates:
     """Returns each run of integers at each share of its covering scale, the largest first."""
-    low, high = histogram.low, histogram.high
-    grids = _grids(low, high, num_bits)
-    full = np.asarray([_covering_scale(low, high, qmin, qmax) for qmin, qmax in grids])
+    low, high, shifted = histogram.low, histogram.high, histogram.shifted
+    grids = _grids(low, high, num_bits, shifted)
+    full = np.asarray([_covering_scale(low, high, qmin, qmax, shifted) for qmin, qmax in grids])
     qmins = np.repeat(np.asarray([qmin for qmin, _ in grids]), len(factors))
     return _Candidates((full[:, None] * factors).ravel(), qmins, 2**num_bits - 1)
 
 
-def _grids(low: float, high: float, num_bits: int) -> list[tuple[int, int]]:
+def _grid(scale: float, first: int, last: int) -> QParams:
+    """Returns the grid of the steps ``first`` to ``last``, shifted where INT8 cannot hold them."""
+    lowest, highest = signed_range(8)
+    shift = max(0, lowest - first) - max(0, last - highest)
+    return QParams(np.asarray(scale, np.float32), first + shift, last + shift, zero_point=shift)
+
+
+def _grids(low: float, high: float, num_bits: int, shifted: bool) -> list[tuple[int, int]]:
     """Integer ranges to try: INT8 as it is, or any run of integers that INT8 can carry."""
-    if num_bits == 8:
+    if num_bits == 8 and not shifted:
         return [signed_range(8)]
     steps = 2**num_bits - 1
     if low >= 0:
@@ -198,14 +209,18 @@ def _grids(low: float, high: float, num_bits: int) -> list[tuple[int, int]]:
     if high <= 0:
         return [(-steps, 0)]
     stride = max(1, steps // 16)
-    return [(-down, steps - down) for down in range(stride, steps, stride)]
+    downs = set(range(stride, steps, stride))
+    if num_bits == 8:  # the finest that covers both ends lies between two strides
+        exact = -low / (high - low) * steps
+        downs |= {min(max(1, math.floor(exact)), steps - 1), min(math.ceil(exact), steps - 1)}
+    return [(-down, steps - down) for down in sorted(downs)]
 
 
-def _covering_scale(low: float, high: float, qmin: int, qmax: int) -> float:
+def _covering_scale(low: float, high: float, qmin: int, qmax: int, shifted: bool) -> float:
     up = max(high, 0.0) / qmax if qmax else 0.0
     down = min(low, 0.0) / qmin if qmin else 0.0
     # INT8's extra negative step is left out of the scale: amax / 127, as TensorRT counts.
-    if qmin == -128:
+    if qmin == -128 and not shifted:
         up = down = max(abs(low), abs(high)) / 127
     scale = max(up, down)
     return scale if scale >= SMALLEST_SCALE else 1.0 / max(qmax, -qmin)

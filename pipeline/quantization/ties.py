@@ -97,4 +97,4 @@ def _next_to_a_tie(x: Tensor, qparams: QParams) -> int:
     """Returns how many values of ``x`` lie within the window around a tie inside the range."""
     steps = x / float(qparams.scale)
     near = (steps - steps.floor() - 0.5).abs() < WINDOW_STEPS
-    return int((near & (steps > qparams.qmin) & (steps < qparams.qmax)).sum())
+    return int((near & (steps > qparams.first_step) & (steps < qparams.last_step)).sum())

@@ -1,4 +1,4 @@
-"""The Q/DQ graph: integers for weights, one pair per tensor, zeros for zero-points."""
+"""The Q/DQ graph: integers for weights, one pair per tensor, zeros for zero-points (T003)."""
 
 from __future__ import annotations
 
@@ -51,6 +51,18 @@ class Case:
     def initializers(self) -> dict[str, onnx.TensorProto]:
         return {tensor.name: tensor for tensor in self.model.graph.initializer}
 
+    @property
+    def for_tensorrt(self) -> bool:
+        return self.placement.target != "ort-cpu"
+
+    @property
+    def integer_biases(self) -> list[str]:
+        """Biases behind a DequantizeLinear, none for TensorRT."""
+        held = {name for name, t in self.initializers.items() if t.data_type == TensorProto.INT32}
+        found = [n.output[0] for n in self.nodes("DequantizeLinear") if n.input[0] in held]
+        assert not (found and self.for_tensorrt)
+        return found
+
     def nodes(self, op_type: str) -> list[onnx.NodeProto]:
         return [node for node in self.model.graph.node if node.op_type == op_type]
 
@@ -78,12 +90,22 @@ def test_result_is_valid_onnx_and_the_float_graph_is_untouched(case):
     assert case.model.ir_version == 10
 
 
-def test_zero_points_are_constant_zeros(case):
+def test_zero_points_are_constants_and_zero_for_tensorrt(case):
     for node in [*case.nodes("QuantizeLinear"), *case.nodes("DequantizeLinear")]:
         if len(node.input) == 3:
             zero = numpy_helper.to_array(case.initializers[node.input[2]])
-            assert zero.dtype == np.int8
-            assert not zero.any()
+            assert zero.dtype in (
+                (np.int8,) if case.for_tensorrt else (np.int8, np.uint8, np.int32)
+            )
+            assert zero.dtype == np.uint8 or not zero.any()
+
+
+def test_activations_of_onnx_runtime_are_the_same_grid_128_higher():
+    case = case_of(Residual, "w8a8", "ort-cpu")
+    for point in case.placement.activations:
+        zero = numpy_helper.to_array(case.initializers[f"{point.tensor}_zero_point"])
+        assert zero.dtype == np.uint8
+        assert int(zero) == case.grids.activations[point.tensor].zero_point + 128
 
 
 def test_weights_are_stored_as_integers_and_no_float_copy_is_left(case):
@@ -99,9 +121,11 @@ def test_weights_are_stored_as_integers_and_no_float_copy_is_left(case):
     assert len(case.initializers) == len(case.model.graph.initializer), "each name once"
 
 
-def test_biases_stay_float(case):
+def test_biases_stay_float_but_those_of_gemm_for_onnx_runtime(case):
     for node in case.model.graph.node:
         if node.op_type in {"Conv", "ConvTranspose", "Gemm"} and len(node.input) == 3:
+            if node.op_type == "Gemm" and node.input[2] in case.integer_biases:
+                continue
             assert case.initializers[node.input[2]].data_type == TensorProto.FLOAT
 
 
@@ -115,7 +139,7 @@ def test_each_tensor_has_one_pair_and_all_its_consumers_read_it(case):
             assert readers[consumer].input[index] == f"{point.tensor}_dequantized"
     assert len(case.nodes("QuantizeLinear")) == len(case.placement.activations)
     pairs = len(case.placement.activations) + len(case.placement.weights)
-    assert len(case.nodes("DequantizeLinear")) == pairs
+    assert len(case.nodes("DequantizeLinear")) == pairs + len(case.integer_biases)
 
 
 def test_clip_stands_before_grids_below_eight_bits_and_nowhere_else(case):

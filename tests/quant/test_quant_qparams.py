@@ -78,3 +78,10 @@ def test_scale_broadcasts_along_its_own_axis_alone(axis):
     full = np.broadcast_to(grid.scale_for(shape), shape)
     assert np.moveaxis(full, axis, 0).reshape(shape[axis], -1).std(axis=1).max() == 0
     np.testing.assert_array_equal(np.moveaxis(full, axis, 0)[:, 0, 0, 0], grid.scale)
+
+
+@given(zero_point=st.integers(-128, 127))
+def test_first_and_last_step_are_the_range_in_steps_from_zero(zero_point):
+    grid = QParams(np.float32(0.5), -128, 127, zero_point=zero_point)
+    assert (grid.first_step, grid.last_step) == (-128 - zero_point, 127 - zero_point)
+    assert (float(grid.low), float(grid.high)) == (grid.first_step / 2, grid.last_step / 2)

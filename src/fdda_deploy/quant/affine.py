@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fdda_deploy.errors import CalibrationError
+from fdda_deploy.quant import fp8
 from fdda_deploy.quant.qparams import SMALLEST_SCALE, FloatArray, QParams
 
 
@@ -47,14 +48,18 @@ def qparams_from_amax(amax: npt.ArrayLike, num_bits: int = 8, axis: int | None =
 def quantize(x: npt.ArrayLike, qparams: QParams) -> npt.NDArray[np.int8]:
     """Returns ``clip(round(x / scale) + zero_point, qmin, qmax)`` as int8, the shape of ``x``.
 
+    On an FP8 grid the int8 holds the byte of the nearest E4M3 number.
+
     Example:
         >>> quantize(np.float32([-9, 0.5, 1.5, 9]), QParams(np.float32(1), -8, 7)).tolist()
         [-8, 0, 2, 7]
     """
     x_array = np.asarray(x, dtype=np.float32)
     with np.errstate(over="ignore"):  # a quotient beyond float32 is infinite, and saturates
-        x_scaled = np.rint(x_array / qparams.scale_for(x_array.shape))
-    x_scaled = x_scaled + np.float32(qparams.zero_point)
+        x_scaled = x_array / qparams.scale_for(x_array.shape)
+    if qparams.float8:
+        return fp8.encode(x_scaled).view(np.int8)
+    x_scaled = np.rint(x_scaled) + np.float32(qparams.zero_point)
     x_int: npt.NDArray[np.int8] = np.clip(x_scaled, qparams.qmin, qparams.qmax).astype(np.int8)
     return x_int
 
@@ -62,11 +67,16 @@ def quantize(x: npt.ArrayLike, qparams: QParams) -> npt.NDArray[np.int8]:
 def dequantize(x_int: npt.ArrayLike, qparams: QParams) -> FloatArray:
     """Returns ``(x_int - zero_point) * scale`` as float32, the shape of ``x_int``.
 
+    On an FP8 grid ``x_int`` holds E4M3 bytes, as `quantize` returns them.
+
     Example:
         >>> dequantize(np.int8([-8, 2]), QParams(np.float32(0.5), -8, 7)).tolist()
         [-4.0, 1.0]
     """
-    x_array = np.asarray(x_int).astype(np.float32) - np.float32(qparams.zero_point)
+    if qparams.float8:
+        x_array = fp8.decode(np.asarray(x_int, np.int8).view(np.uint8))
+    else:
+        x_array = np.asarray(x_int).astype(np.float32) - np.float32(qparams.zero_point)
     return (x_array * qparams.scale_for(x_array.shape)).astype(np.float32)
 
 

@@ -13,14 +13,16 @@ class ActivationPoint:
         tensor: ONNX tensor name.
         consumers: Pairs of (node name, input index) that read the quantized value; other consumers
             keep reading the float tensor.
-        num_bits: Width of the integer grid, 2 to 8.
+        num_bits: Width of the grid, 2 to 8.
         row: The placement row that put it here (``exporters.placement``).
+        storage: ``int8``, or ``fp8`` for E4M3.
     """
 
     tensor: str
     consumers: tuple[tuple[str, int], ...]
     num_bits: int
     row: str
+    storage: str = "int8"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class WeightPoint:
         consumers: Names of the nodes that read it.
         axis: Output-channel axis (the blocked axis with ``block_size``).
         num_bits: Width of the integer grid, 2 to 8.
-        storage: ``int8``, or ``int4`` where the target has such kernels.
+        storage: ``int8``, ``int4`` where the target has such kernels, or ``fp8`` for E4M3.
         block_size: Elements along ``axis`` that share a scale; None for one scale per channel.
         depthwise: One input channel per group.
     """

@@ -12,15 +12,20 @@ from fdda_deploy.errors import CalibrationError
 FloatArray = npt.NDArray[np.float32]
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 """A scale below the smallest normal float32 is refused by TensorRT (rule T005)."""
+E4M3_MAX = 448
+"""Largest FP8 E4M3 number; a grid from -448 to 448 is that format, as no integer grid is."""
 
 
 @dataclass(frozen=True)
 class QParams:
     """How one tensor maps to integers: ``x_int = clip(round(x / scale) + zero_point, qmin, qmax)``.
 
-    ``zero_point`` is 0 for everything that TensorRT executes. Below 8 bits an asymmetric range
+    ``zero_point`` is 0 for everything that TensorRT executes; 8-bit activations of ``--target
+    ort-cpu`` alone have others. Below 8 bits an asymmetric range
     costs nothing all the same: the n-bit grid is carried in INT8, so ``[qmin, qmax]`` may be any
     run of ``2**n`` integers inside [-128, 127], for instance [0, 15] behind a ReLU.
+
+    The range [-448, 448] stands for FP8 E4M3: the steps between are then those of `quant.fp8`.
 
     Attributes:
         scale: Real units per integer step, float32: ``()`` per tensor, ``(C,)`` per channel, or for
@@ -33,7 +38,7 @@ class QParams:
 
     Raises:
         CalibrationError: A scale that is not finite and normal, a shape that does not fit ``axis``,
-            or an integer range that is empty or outside INT8.
+            or a range that is empty, or neither inside INT8 nor that of FP8.
     """
 
     scale: FloatArray
@@ -51,7 +56,7 @@ class QParams:
                 f"integer range [{self.qmin}, {self.qmax}] must hold two values or more and the "
                 f"zero-point {self.zero_point}."
             )
-        if self.qmin < -128 or self.qmax > 127:
+        if (self.qmin < -128 or self.qmax > 127) and not self.float8:
             raise CalibrationError(
                 f"integer range [{self.qmin}, {self.qmax}] does not fit INT8, [-128, 127]. "
                 "Requantize to signed 8 bits or fewer."
@@ -72,19 +77,39 @@ class QParams:
             )
 
     @property
+    def float8(self) -> bool:
+        """Whether the grid is FP8 E4M3 rather than integers."""
+        return (self.qmin, self.qmax, self.zero_point) == (-E4M3_MAX, E4M3_MAX, 0)
+
+    @property
     def num_bits(self) -> int:
-        """Bits that the integer range needs, for instance 8 for [-128, 127] and 4 for [0, 15]."""
+        """Bits that the grid needs, for instance 8 for [-128, 127] and FP8, and 4 for [0, 15]."""
+        if self.float8:
+            return 8
         return int(self.qmax - self.qmin).bit_length()
+
+    @property
+    def first_step(self) -> int:
+        """The lowest value in steps of ``scale``: ``qmin - zero_point``, for instance 0 of a ReLU.
+
+        ``clip(round(x / scale), first_step, last_step) * scale`` is the value on the grid.
+        """
+        return self.qmin - self.zero_point
+
+    @property
+    def last_step(self) -> int:
+        """The highest value in steps of ``scale``: ``qmax - zero_point``."""
+        return self.qmax - self.zero_point
 
     @property
     def low(self) -> FloatArray:
         """Smallest real value that is represented, the shape of ``scale``."""
-        return (self.scale * np.float32(self.qmin - self.zero_point)).astype(np.float32)
+        return (self.scale * np.float32(self.first_step)).astype(np.float32)
 
     @property
     def high(self) -> FloatArray:
         """Largest real value that is represented, the shape of ``scale``."""
-        return (self.scale * np.float32(self.qmax - self.zero_point)).astype(np.float32)
+        return (self.scale * np.float32(self.last_step)).astype(np.float32)
 
     def scale_for(self, shape: tuple[int, ...]) -> FloatArray:
         """Returns ``scale`` shaped so that it broadcasts over a tensor of ``shape``.

@@ -137,11 +137,11 @@ def diagnosed(
     network: QuantNetwork,
     x: Tensor | None = None,
     *,
-    equalised: bool = False,
+    effort: str | None = "none",
 ) -> list[Finding]:
     module, x = float_graph(kind).module, images(16, seed=3) if x is None else x
     errors = layer_errors(network, module, x, CPU)
-    return diagnose(network, module, x, errors, device=CPU, equalised=equalised)
+    return diagnose(network, module, x, errors, device=CPU, effort=effort)
 
 
 def spiked() -> Tensor:

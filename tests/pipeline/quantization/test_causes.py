@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -34,20 +35,22 @@ def names(causes: list[Cause]) -> list[str]:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_single_fault_is_the_single_cause(fault: str) -> None:
-    assert names(causes_of(facts(**FAULTS[fault]))) == [fault]
+    assert names(causes_of(facts(**FAULTS[fault]), "none")) == [fault]
 
 
 @pytest.mark.parametrize("fault", BY_INPUT)
 def test_an_input_that_makes_little_of_the_noise_is_not_blamed(fault: str) -> None:
     little = {"by_input": 0.99 * GOOD_PART * 0.04}
-    assert names(causes_of(facts(**FAULTS[fault], **little))) == ["coarse grid"]
-    assert names(causes_of(facts(**FAULTS[fault], tensor=None, act_bits=None))) == ["coarse grid"]
+    assert names(causes_of(facts(**FAULTS[fault], **little), "none")) == ["coarse grid"]
+    assert names(causes_of(facts(**FAULTS[fault], tensor=None, act_bits=None), "none")) == [
+        "coarse grid"
+    ]
 
 
 def test_filters_that_make_little_of_the_noise_are_not_blamed() -> None:
     few = FAULTS["tiny depthwise filters"]
-    assert names(causes_of(facts(**few, by_weight=0.001))) == ["coarse grid"]
-    assert names(causes_of(facts(**few, weight_bits=8))) == ["coarse grid"]
+    assert names(causes_of(facts(**few, by_weight=0.001), "none")) == ["coarse grid"]
+    assert names(causes_of(facts(**few, weight_bits=8), "none")) == ["coarse grid"]
 
 
 @pytest.mark.parametrize(
@@ -62,14 +65,14 @@ def test_filters_that_make_little_of_the_noise_are_not_blamed() -> None:
 def test_a_coarse_grid_is_that_of_the_louder_operand(
     numbers: dict[str, float], tensor: str, words: str
 ) -> None:
-    (cause,) = causes_of(facts(**numbers))
+    (cause,) = causes_of(facts(**numbers), "none")
     assert (cause.name, cause.tensor) == ("coarse grid", tensor)
     assert words in cause.evidence
     assert "--max-drop" in cause.option
 
 
 def test_noise_that_came_from_before_is_said_with_its_share() -> None:
-    (cause,) = causes_of(facts(by_input=0.004, by_weight=0.002, arrived=0.031))
+    (cause,) = causes_of(facts(by_input=0.004, by_weight=0.002, arrived=0.031), "none")
     assert (cause.name, cause.tensor) == ("accumulated", "Relu_output")
     assert "noise of 3.10 % of its power" in cause.evidence
     assert "own grids make 15.0 %" in cause.evidence
@@ -77,13 +80,13 @@ def test_noise_that_came_from_before_is_said_with_its_share() -> None:
 
 def test_a_grid_that_gives_up_outliers_is_not_also_told_to_take_them_in() -> None:
     both = FAULTS["range outliers"] | FAULTS["clipping"]
-    assert names(causes_of(facts(**both))) == ["range outliers"]
+    assert names(causes_of(facts(**both), "none")) == ["range outliers"]
 
 
 def test_a_symmetric_swish_is_no_fault() -> None:
     swish = FAULTS["skewed range behind a swish"]
-    assert names(causes_of(facts(**swish | {"low": -3.0}))) == ["coarse grid"]
-    assert names(causes_of(facts(**swish | {"negative_share": 0.05}))) == ["coarse grid"]
+    assert names(causes_of(facts(**swish | {"low": -3.0}), "none")) == ["coarse grid"]
+    assert names(causes_of(facts(**swish | {"negative_share": 0.05}), "none")) == ["coarse grid"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,7 @@ def test_a_symmetric_swish_is_no_fault() -> None:
 def test_silent_channels_are_told_where_they_are_constant_or_many(
     constant: int, dead: int, told: bool
 ) -> None:
-    causes = causes_of(facts(constant_channels=constant, dead_channels=dead))
+    causes = causes_of(facts(constant_channels=constant, dead_channels=dead), "none")
     assert ("dead channels" in names(causes)) == told
 
 
@@ -104,14 +107,39 @@ def test_silent_channels_are_told_where_they_are_constant_or_many(
     ],
 )
 def test_the_advice_fits_the_width_at_hand(bits: int, option: str) -> None:
-    (cause,) = causes_of(facts(input_from="gate", act_bits=bits))
+    (cause,) = causes_of(facts(input_from="gate", act_bits=bits), "none")
     assert cause.option == option
 
 
 def test_equalised_channels_are_not_to_be_equalised_again() -> None:
     for fault in ("range outliers", "uneven channels"):
-        (cause,) = causes_of(facts(**FAULTS[fault]), equalised=True)
+        (cause,) = causes_of(facts(**FAULTS[fault]), "fast")
         assert "--effort" not in cause.option
+
+
+@pytest.mark.parametrize(
+    ("effort", "advised"),
+    [
+        ("none", {"normal", "best"}),
+        ("fast", {"normal", "best"}),
+        ("normal", {"best"}),
+        ("best", set()),
+    ],
+)
+def test_advice_goes_a_step_further_than_the_effort_that_was_taken(
+    effort: str, advised: set[str]
+) -> None:
+    for numbers in ({}, {"by_input": 0.004, "by_weight": 0.002, "arrived": 0.031}):
+        (cause,) = causes_of(facts(**numbers), effort)
+        said = re.findall(r"--effort ([a-z]+)(?: or ([a-z]+))?", cause.option)
+        assert {word for words in said for word in words if word} == advised
+        assert ("--max-drop" in cause.option) >= (effort == "best")
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "coarse grid"])
+def test_a_scheme_without_efforts_is_told_of_other_schemes_alone(fault: str) -> None:
+    for cause in causes_of(facts(**FAULTS.get(fault, {})), None):
+        assert cause.option.startswith("--scheme w8a8")
 
 
 NUMBER = st.floats(0, 1e6) | st.just(0.0)
@@ -127,7 +155,7 @@ NUMBER = st.floats(0, 1e6) | st.just(0.0)
     )
 )
 def test_whatever_was_measured_there_is_a_cause_in_words(numbers: dict[str, Any]) -> None:
-    causes = causes_of(facts(**numbers))
+    causes = causes_of(facts(**numbers), "none")
     assert causes
     for cause in causes:
         assert cause.tensor in {"Relu_output", "layer1.weight"}

@@ -75,7 +75,7 @@ def test_channels_of_unequal_range_are_named_with_what_is_lost() -> None:
 
 
 def test_what_was_done_already_is_not_advised_again() -> None:
-    found = diagnosed(Uneven, calibrated(Uneven, "w8a4"), equalised=True)
+    found = diagnosed(Uneven, calibrated(Uneven, "w8a4"), effort="fast")
     (one,) = [f for f in found if f.cause == "uneven channels"]
     assert one.option == "--act-bits 8, or --max-drop (8 bits for this layer)"
 
@@ -144,11 +144,11 @@ def test_the_loudest_entry_comes_first_and_the_noisiest_layer_is_always_explaine
 def test_every_layer_has_its_say_before_any_has_a_second() -> None:
     double = dataclasses.replace(healthy(), dead_channels=32, constant_channels=32)
     layers = [dataclasses.replace(double, node=str(index)) for index in range(6)]
-    found = [(layer.node, cause.name) for layer, cause in select(layers, equalised=False)]
-    assert len(causes_of(double)) == 2
+    found = [(layer.node, cause.name) for layer, cause in select(layers, "none")]
+    assert len(causes_of(double, "none")) == 2
     assert len(found) == MOST_FINDINGS
     assert [node for node, _ in found] == ["0", "0", "1", "1", "2", "3", "4", "5"]
-    assert len(select(layers * 3, equalised=False)) == MOST_FINDINGS
+    assert len(select(layers * 3, "none")) == MOST_FINDINGS
 
 
 def test_no_image_is_said_so() -> None:
