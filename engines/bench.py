@@ -1,4 +1,4 @@
-"""Latency of a runner, measured: warm-up, percentiles, and whether the figure was stable."""
+"""Latency of runners, measured: warm-up, rounds that alternate, percentiles, stability."""
 
 from __future__ import annotations
 
@@ -6,44 +6,56 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
-from fdda_deploy.engines.runner import Feed, GpuTimed, TimedRunner
+from fdda_deploy.engines.bench_statistics import LatencySummary, summarize
+from fdda_deploy.engines.run_times import RunTimes, times_on_device, times_on_host
+from fdda_deploy.engines.runner import DeviceTimed, Feed, TimedRunner
 from fdda_deploy.errors import ConfigError
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, text) between two runs, never inside one."""
-CONDITIONS = "one batch after the other, host clock, transfers included, no CUDA graph"
-UNSTABLE_ABOVE_PERCENT = 2.5
 PROGRESS_STEPS = 100
 NS_PER_MS = 1e6
+ROUND_MS = 50.0
+"""With several subjects each takes turns of this length, so that drift hits all alike."""
 
 
 @dataclass(frozen=True)
-class LatencySummary:
-    """A distribution of latencies, in ms.
+class BenchOptions:
+    """How to measure.
 
     Attributes:
-        mean_ms: Arithmetic mean.
-        median_ms: The middle, or the mean of the two middle ones.
-        p90_ms: 90th percentile by trtexec's rule (``percentile``).
-        p95_ms: 95th.
-        p99_ms: 99th.
-        min_ms: The fastest.
-        max_ms: The slowest.
-        variation_percent: Coefficient of variation, 100 * standard deviation / mean.
-        unstable: ``variation_percent`` is above 2.5: measure again on a quiet machine.
+        warmup_ms: Untimed runs first, one at least; trtexec's 200 ms.
+        min_seconds: Time to measure each subject for.
+        min_iterations: Runs to measure, however long they take.
+        transfers: Copy inputs in and outputs out in every run; on a GPU alone this is a choice.
     """
 
-    mean_ms: float
-    median_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-    min_ms: float
-    max_ms: float
-    variation_percent: float
-    unstable: bool
+    warmup_ms: float = 200.0
+    min_seconds: float = 3.0
+    min_iterations: int = 10
+    transfers: bool = True
+
+    def __post_init__(self) -> None:
+        if self.min_iterations < 1 or self.min_seconds < 0 or self.warmup_ms < 0:
+            raise ConfigError(
+                f"bench: {self.min_iterations} iterations, {self.min_seconds} s and "
+                f"{self.warmup_ms} ms of warm-up: want 1 or more iterations and no negative time."
+            )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One thing to measure.
+
+    Attributes:
+        what: Its label.
+        runner: Entered already.
+        feed: One batch, run again and again.
+    """
+
+    what: str
+    runner: TimedRunner
+    feed: Feed
 
 
 @dataclass(frozen=True)
@@ -56,11 +68,19 @@ class BenchRecord:
         batch: Images per run.
         iterations: Timed runs.
         num_threads: CPU threads; None on a GPU.
-        latency: Host latency of one batch, transfers included.
+        latency: Host latency of one batch: copy in, compute and copy out.
+        enqueue: Host time to hand a run over; None on a CPU, as the rest below.
+        h2d: Copy of the inputs to the device, by CUDA events.
+        gpu_compute: Kernel time, by CUDA events; None means "not measured".
+        d2h: Copy of the outputs to the host, by CUDA events.
         queries_per_second: Batches per second of time spent in runs.
         images_per_second: ``queries_per_second * batch``.
-        gpu_compute: Kernel time by CUDA events; None means "not measured".
-        conditions: How the runs were made.
+        cuda_graph: Launched as a CUDA graph; None on a CPU.
+        spin_wait: The host polled for the end; None on a CPU.
+        transfers: Every run copied in and out; None on a CPU, where there is nothing to copy.
+        warmup_ms: Untimed runs before.
+        interleaved_with: Labels of the subjects measured in turns with it.
+        times: Every run, for `trtexec_json.times_to_json`.
     """
 
     what: str
@@ -69,23 +89,29 @@ class BenchRecord:
     iterations: int
     num_threads: int | None
     latency: LatencySummary
+    enqueue: LatencySummary | None
+    h2d: LatencySummary | None
+    gpu_compute: LatencySummary | None
+    d2h: LatencySummary | None
     queries_per_second: float
     images_per_second: float
-    gpu_compute: LatencySummary | None
-    conditions: str = CONDITIONS
+    cuda_graph: bool | None
+    spin_wait: bool | None
+    transfers: bool | None
+    warmup_ms: float
+    interleaved_with: tuple[str, ...]
+    times: tuple[RunTimes, ...]
 
     def to_json(self) -> dict[str, object]:
-        """Returns the record as JSON-ready values; ``gpu_compute`` null means "not measured"."""
-        return asdict(self)
+        """Returns the record as JSON-ready values without the single runs; null: not measured."""
+        return {name: value for name, value in asdict(self).items() if name != "times"}
 
 
 def bench(
     runner: TimedRunner,
     feed: Feed,
     *,
-    warmup_ms: float = 200.0,
-    min_seconds: float = 3.0,
-    min_iterations: int = 10,
+    options: BenchOptions | None = None,
     what: str | None = None,
     progress: Progress | None = None,
 ) -> BenchRecord:
@@ -94,103 +120,136 @@ def bench(
     Args:
         runner: Entered already.
         feed: One batch, run again and again.
-        warmup_ms: Untimed runs first, one at least.
-        min_seconds: Time to measure for.
-        min_iterations: Runs to measure, however long they take.
+        options: How to measure.
         what: Label; what the runner says of itself by default.
         progress: Told of every hundredth of the way.
 
     Raises:
-        ConfigError: No iteration, or a negative time.
+        ConfigError: ``transfers=False`` where there are none to leave out.
         EngineError: The runner failed.
     """
-    if min_iterations < 1 or min_seconds < 0 or warmup_ms < 0:
-        raise ConfigError(
-            f"bench: {min_iterations} iterations, {min_seconds} s and {warmup_ms} ms of warm-up: "
-            "want 1 or more iterations and no negative time."
-        )
-    _warm_up(runner, feed, warmup_ms)
-    host_ms, gpu_ms = _measure(runner, feed, 1000 * min_seconds, min_iterations, progress)
-    latency = summarize(host_ms)
-    batch = int(feed[runner.input_names[0]].shape[0])
-    queries_per_second = 1000 / latency.mean_ms
-    return BenchRecord(
-        what=what or runner.describe(),
-        runs_on=runner.runs_on,
-        batch=batch,
-        iterations=len(host_ms),
-        num_threads=runner.num_threads,
-        latency=latency,
-        queries_per_second=queries_per_second,
-        images_per_second=queries_per_second * batch,
-        gpu_compute=summarize(gpu_ms) if gpu_ms else None,
-    )
+    subject = Subject(what or runner.describe(), runner, feed)
+    return bench_together([subject], options or BenchOptions(), progress=progress)[0]
 
 
-def summarize(samples_ms: Sequence[float]) -> LatencySummary:
-    """Returns the distribution of one or more latencies in ms.
+def bench_together(
+    subjects: Sequence[Subject], options: BenchOptions, *, progress: Progress | None = None
+) -> list[BenchRecord]:
+    """Returns one record per subject, measured in short turns in one session.
 
-    Example:
-        >>> summarize([1.0, 1.0, 4.0]).median_ms
-        1.0
+    Turns of 50 ms go round all subjects, so that a machine that grows hot or busy slows all of
+    them, and their ratios hold.
+
+    Raises:
+        ConfigError: No subject, or ``transfers=False`` on a runner of the CPU.
+        EngineError: A runner failed.
     """
-    ascending = sorted(samples_ms)
-    array = np.asarray(ascending, dtype=np.float64)
-    mean = float(array.mean())
-    variation = 100 * float(array.std()) / mean if mean > 0 else 0.0
-    return LatencySummary(
-        mean_ms=mean,
-        median_ms=float(np.median(array)),
-        p90_ms=percentile(ascending, 90),
-        p95_ms=percentile(ascending, 95),
-        p99_ms=percentile(ascending, 99),
-        min_ms=ascending[0],
-        max_ms=ascending[-1],
-        variation_percent=variation,
-        unstable=variation > UNSTABLE_ABOVE_PERCENT,
-    )
+    if not subjects:
+        raise ConfigError("bench: nothing to measure. Name a model or a plan.")
+    for subject in subjects:
+        if not options.transfers and not isinstance(subject.runner, DeviceTimed):
+            raise ConfigError(
+                f"{subject.what}: runs on the {subject.runner.runs_on} without transfers of its "
+                "own to leave out. Bench it with transfers, or give a TensorRT plan."
+            )
+    clock = time.perf_counter_ns()
+    measurements = [_Measurement(subject, options, clock) for subject in subjects]
+    for measurement in measurements:
+        measurement.warm_up()
+    told = -1
+    while any(measurement.share < 1 for measurement in measurements):
+        for measurement in measurements:
+            if measurement.share < 1:
+                measurement.take_turn(len(measurements) > 1)
+        if progress is not None:
+            share = sum(measurement.share for measurement in measurements) / len(measurements)
+            step = int(PROGRESS_STEPS * share)
+            if step > told:
+                told = step
+                runs = sum(len(measurement.times) for measurement in measurements)
+                progress(step, PROGRESS_STEPS, f"{runs} runs")
+    names = [subject.what for subject in subjects]
+    return [
+        measurement.record(tuple(names[:index] + names[index + 1 :]))
+        for index, measurement in enumerate(measurements)
+    ]
 
 
-def percentile(ascending: Sequence[float], percent: int) -> float:
-    """Returns the sample at ``max(n - 1 - floor((1 - percent / 100) * n), 0)``: trtexec's rule.
+class _Measurement:
+    """The runs of one subject so far."""
 
-    It is always a sample, never an interpolation. Integer arithmetic, because in binary floating
-    point ``(1 - 0.9) * 10`` falls short of 1.
+    def __init__(self, subject: Subject, options: BenchOptions, clock_ns: int) -> None:
+        self._subject, self._options, self._clock = subject, options, clock_ns
+        self._device = subject.runner if isinstance(subject.runner, DeviceTimed) else None
+        self.times: list[RunTimes] = []
+        self._spent_ms = 0.0
 
-    Example:
-        >>> percentile([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0], 90)
-        9.0
-    """
-    count = len(ascending)
-    return float(ascending[max(count - 1 - (100 - percent) * count // 100, 0)])
+    @property
+    def share(self) -> float:
+        """How much of the way is done, 0 to 1."""
+        options = self._options
+        of_time = self._spent_ms / (1000 * options.min_seconds) if options.min_seconds else 1.0
+        return min(of_time, len(self.times) / options.min_iterations, 1.0)
 
-
-def _warm_up(runner: TimedRunner, feed: Feed, warmup_ms: float) -> None:
-    start = time.perf_counter_ns()
-    runner.infer(feed)
-    while (time.perf_counter_ns() - start) / NS_PER_MS < warmup_ms:
-        runner.infer(feed)
-
-
-def _measure(
-    runner: TimedRunner, feed: Feed, min_ms: float, min_iterations: int, progress: Progress | None
-) -> tuple[list[float], list[float]]:
-    """Returns the host and the GPU times of every run; the GPU's are empty on a CPU runner."""
-    host_ms: list[float] = []
-    gpu_ms: list[float] = []
-    spent_ms, told = 0.0, -1
-    while spent_ms < min_ms or len(host_ms) < min_iterations:
+    def warm_up(self) -> None:
         start = time.perf_counter_ns()
-        runner.infer(feed)
-        host_ms.append((time.perf_counter_ns() - start) / NS_PER_MS)
-        spent_ms += host_ms[-1]
-        if isinstance(runner, GpuTimed):
-            gpu_ms.append(runner.last_gpu_compute_ms)
-        if progress is None:
-            continue
-        share = min(spent_ms / min_ms if min_ms else 1.0, len(host_ms) / min_iterations, 1.0)
-        step = int(PROGRESS_STEPS * share)
-        if step > told:
-            progress(step, PROGRESS_STEPS, f"{len(host_ms)} runs")
-            told = step
-    return host_ms, gpu_ms
+        self._subject.runner.infer(self._subject.feed)
+        while (time.perf_counter_ns() - start) / NS_PER_MS < self._options.warmup_ms:
+            self._run()
+
+    def take_turn(self, short: bool) -> None:
+        """Runs once, and with ``short`` on until 50 ms are over."""
+        before = self._spent_ms
+        while True:
+            start = time.perf_counter_ns()
+            self._run()
+            end = time.perf_counter_ns()
+            self._spent_ms += (end - start) / NS_PER_MS
+            self.times.append(self._times(start, end))
+            if not short or self.share >= 1 or self._spent_ms - before >= ROUND_MS:
+                return
+
+    def _run(self) -> None:
+        if self._device is not None and not self._options.transfers:
+            self._device.rerun()
+        else:
+            self._subject.runner.infer(self._subject.feed)
+
+    def _times(self, start_ns: int, end_ns: int) -> RunTimes:
+        start, end = ((ns - self._clock) / NS_PER_MS for ns in (start_ns, end_ns))
+        if self._device is None:
+            return times_on_host(start, end)
+        parts = self._device.last_parts
+        return times_on_device(
+            (start, start + parts.enqueue_ms), parts.h2d_ms, parts.compute_ms, parts.d2h_ms
+        )
+
+    def record(self, others: tuple[str, ...]) -> BenchRecord:
+        subject, runner, times = self._subject, self._subject.runner, self.times
+        device = self._device
+        per_second = 1000 * len(times) / self._spent_ms
+        batch = int(subject.feed[runner.input_names[0]].shape[0])
+
+        def of_device(part: str) -> LatencySummary | None:
+            return None if device is None else summarize([getattr(t, part) for t in times])
+
+        return BenchRecord(
+            what=subject.what,
+            runs_on=runner.runs_on,
+            batch=batch,
+            iterations=len(times),
+            num_threads=runner.num_threads,
+            latency=summarize([run.latency_ms for run in times]),
+            enqueue=of_device("enqueue_ms"),
+            h2d=of_device("h2d_ms"),
+            gpu_compute=of_device("compute_ms"),
+            d2h=of_device("d2h_ms"),
+            queries_per_second=per_second,
+            images_per_second=per_second * batch,
+            cuda_graph=None if device is None else device.cuda_graph,
+            spin_wait=None if device is None else device.spin_wait,
+            transfers=None if device is None else self._options.transfers,
+            warmup_ms=self._options.warmup_ms,
+            interleaved_with=others,
+            times=tuple(times),
+        )

@@ -62,22 +62,35 @@ def backend_reports() -> tuple[BackendReport, ...]:
     )
 
 
-def choose_backend(requested: str) -> BackendChoice:
+def choose_backend(requested: str, target: str | None = None) -> BackendChoice:
     """Returns the backend for ``auto``, ``tensorrt``, ``rtx`` or ``ort-cpu``.
 
     ``auto`` takes TensorRT when it and a GPU are there, else TensorRT-RTX, which builds on the
-    CPU, else ONNX Runtime on the CPU.
+    CPU, else ONNX Runtime on the CPU; for a graph that was placed for ONNX Runtime, that alone.
+
+    Args:
+        requested: As ``--backend`` says.
+        target: As ``--target`` says; None follows the backend.
 
     Raises:
-        ConfigError: Another name.
+        ConfigError: Another name, or TensorRT for a graph placed for ONNX Runtime's CPU kernels.
         MissingBackendError: The one that was asked for does not work here; the message has the
             install line.
     """
-    if requested == "auto":
+    if requested == "auto" and target != "ort-cpu":
         return _automatic()
+    if requested == "auto":
+        import_onnxruntime()
+        return BackendChoice("ort-cpu", "--target ort-cpu was asked for.")
     backend = next((name for name in TARGETS if name == requested), None)
     if backend is None:
         raise ConfigError(f"--backend {requested}: want auto, {', '.join(TARGETS)}.")
+    if target == "ort-cpu" and backend != "ort-cpu":
+        raise ConfigError(
+            f"--target ort-cpu with --backend {requested}: its UINT8 activations, zero-points and "
+            "INT32 biases are what TensorRT refuses (T003, T004, T015). Leave --backend out, or "
+            f"take --target {TARGETS[backend]}."
+        )
     if backend == "ort-cpu":
         import_onnxruntime()
     else:

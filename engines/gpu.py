@@ -9,6 +9,8 @@ import sys
 DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 CUDA_SUCCESS = 0
 NAME_BYTES = 256
+MAJOR, MINOR = 75, 76
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of the driver's C header."""
 
 
 @functools.cache
@@ -30,6 +32,21 @@ def gpu_name() -> str | None:
     if driver.cuDeviceGetName(name, NAME_BYTES, device) != CUDA_SUCCESS:
         return "NVIDIA GPU"
     return name.value.decode("utf-8", errors="replace")
+
+
+@functools.cache
+def gpu_compute_capability() -> int | None:
+    """Returns for instance 89 for SM89, the first NVIDIA GPU's; None where `gpu_name` is None."""
+    if gpu_name() is None:
+        return None
+    driver, device = ctypes.CDLL(DRIVER_LIBRARY), ctypes.c_int(0)
+    parts = []
+    for attribute in (MAJOR, MINOR):
+        value = ctypes.c_int(0)
+        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device) != CUDA_SUCCESS:
+            return None
+        parts.append(value.value)
+    return 10 * parts[0] + parts[1]
 
 
 def gpu_present() -> bool:

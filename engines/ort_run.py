@@ -18,8 +18,13 @@ from fdda_deploy.engines.messages import one_line
 from fdda_deploy.engines.runner import Array, Feed, InputSpec, check_feed
 from fdda_deploy.errors import ConfigError, EngineError, MissingBackendError
 
-Optimizations = Literal["none", "basic", "all"]
-LEVELS = {"none": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "all": "ORT_ENABLE_ALL"}
+Optimizations = Literal["none", "basic", "extended", "all"]
+LEVELS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
 PROVIDERS = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -46,9 +51,12 @@ class OrtRunner:
 
     Args:
         model: The serialized graph, or its path.
-        optimizations: Graph rewriting before the run: ``none`` for accuracy, ``all`` for latency.
+        optimizations: Graph rewriting before the run: ``none`` for accuracy, ``all`` for latency;
+            ``basic`` and ``extended`` are ONNX Runtime's levels between.
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
         num_threads: CPU threads for one operator; None takes every CPU this process may use.
+        io_binding: Keep inputs and outputs where the provider computes and copy each once; None
+            does so on a GPU.
 
     Raises:
         ConfigError: An unknown level or provider, or fewer than one thread.
@@ -61,6 +69,7 @@ class OrtRunner:
         optimizations: Optimizations = "none",
         provider: str = "cpu",
         num_threads: int | None = None,
+        io_binding: bool | None = None,
     ) -> None:
         if optimizations not in LEVELS:
             raise ConfigError(f"optimizations {optimizations}: want {', '.join(LEVELS)}.")
@@ -72,6 +81,7 @@ class OrtRunner:
         self._optimizations = optimizations
         self._provider = provider
         self._threads = num_threads or _usable_cpus()
+        self._io_binding = provider != "cpu" if io_binding is None else io_binding
         self._session: Any = None
         self._specs: tuple[InputSpec, ...] = ()
         self._outputs: tuple[str, ...] = ()
@@ -103,6 +113,11 @@ class OrtRunner:
         return self._outputs
 
     @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """What each input accepts, in graph order."""
+        return self._specs
+
+    @property
     def runs_on(self) -> str:
         """``CPU`` or ``GPU``."""
         return "CPU" if self._provider == "cpu" else "GPU"
@@ -123,7 +138,7 @@ class OrtRunner:
             raise EngineError("OrtRunner is closed: call infer inside its with block.")
         check_feed(feed, self._specs)
         try:
-            arrays = self._session.run(list(self._outputs), dict(feed))
+            arrays = self._bound_run(feed) if self._io_binding else self._plain_run(feed)
         except Exception as error:  # ORT's exceptions have no root of their own
             raise EngineError(
                 f"{self._label()}: ONNX Runtime failed while it ran: {one_line(str(error))}. "
@@ -138,6 +153,22 @@ class OrtRunner:
             where = f"{self._provider} provider on {gpu_name()}"
         version = import_onnxruntime().__version__
         return f"ONNX Runtime {version}, {where}, optimizations {self._optimizations}"
+
+    def _plain_run(self, feed: Feed) -> list[Array]:
+        arrays: list[Array] = self._session.run(list(self._outputs), dict(feed))
+        return arrays
+
+    def _bound_run(self, feed: Feed) -> list[Array]:
+        """Runs with inputs and outputs bound to the provider's memory."""
+        ort, device = import_onnxruntime(), "cpu" if self._provider == "cpu" else "cuda"
+        binding = self._session.io_binding()
+        for name, array in feed.items():
+            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+            binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, device)
+        self._session.run_with_iobinding(binding)
+        return [np.array(array) for array in binding.copy_outputs_to_cpu()]
 
     def _open(self, ort: Any) -> Any:
         if isinstance(self._model, Path) and not self._model.is_file():
@@ -188,14 +219,16 @@ def _require_provider(ort: Any, provider: str) -> None:
     if provider == "cpu":
         return
     name = PROVIDERS[provider][0]
-    if name not in ort.get_available_providers():
+    installed = ort.get_available_providers()
+    if name not in installed:
         raise MissingBackendError(
-            f"this ONNX Runtime {ort.__version__} was built without {name}. "
-            f"Replace it: pip uninstall onnxruntime && {INSTALL_GPU}"
+            f"this ONNX Runtime {ort.__version__} was built without {name}; it has "
+            f"{', '.join(installed)}. Replace it: pip uninstall onnxruntime && {INSTALL_GPU}"
         )
     if not gpu_present():
         raise MissingBackendError(
-            f"provider {provider}: no NVIDIA GPU is visible on this machine. "
+            f"provider {provider}: no NVIDIA GPU is visible on this machine; ONNX Runtime "
+            f"{ort.__version__} has {', '.join(installed)}. "
             f"Use the cpu provider, or run on a GPU machine after {INSTALL_GPU}"
         )
     ort.preload_dlls()

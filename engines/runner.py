@@ -66,13 +66,44 @@ class TimedRunner(Runner, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class RunParts:
+    """Where the time of one run on a device went, in ms.
+
+    Attributes:
+        enqueue_ms: On the host, to hand the run over.
+        h2d_ms: Copy of the inputs to the device; 0 without transfers.
+        compute_ms: The network alone.
+        d2h_ms: Copy of the outputs to the host; 0 without transfers.
+    """
+
+    enqueue_ms: float
+    h2d_ms: float
+    compute_ms: float
+    d2h_ms: float
+
+
 @runtime_checkable
-class GpuTimed(Protocol):
-    """A runner that times its kernels with CUDA events."""
+class DeviceTimed(Protocol):
+    """A runner that times each part of a run with CUDA events."""
 
     @property
-    def last_gpu_compute_ms(self) -> float:
-        """Time on the GPU of the last ``infer``, without transfers, in ms."""
+    def last_parts(self) -> RunParts:
+        """Where the time of the last ``infer`` or ``rerun`` went."""
+        ...
+
+    @property
+    def cuda_graph(self) -> bool:
+        """Whether a run is one launch of a captured graph."""
+        ...
+
+    @property
+    def spin_wait(self) -> bool:
+        """Whether the host polls for the end of a run."""
+        ...
+
+    def rerun(self) -> None:
+        """Runs the last batch again where it lies on the device, without any copy."""
         ...
 
 

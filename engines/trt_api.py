@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from fdda_deploy.engines.gpu import gpu_present
 from fdda_deploy.engines.messages import one_line
+from fdda_deploy.engines.trt_capabilities import Capabilities, Flavour, capabilities_of
 from fdda_deploy.errors import MissingBackendError
 
 __all__ = [
@@ -35,7 +36,6 @@ __all__ = [
     "without_driver_noise",
 ]
 
-Flavour = Literal["tensorrt", "tensorrt_rtx"]
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt_rtx")
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 IMPORTS = {
@@ -47,28 +47,6 @@ INSTALL = {
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
 }
 OLDEST_TENSORRT = (10, 13)
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What one TensorRT can do, read off its module.
-
-    Attributes:
-        builds_without_gpu: The builder works on a machine without a driver.
-        has_calibrator: INT8 calibrator classes exist; without them Q/DQ is the only way.
-        has_strongly_typed_flag: A network must be asked to keep the types that ONNX states.
-        has_explicit_batch_flag: The flag exists; it has meant nothing since 10.0.
-        compute_capabilities: GPU generations a plan can be aimed at, 86 for SM86; empty where
-            the builder aims at the GPU it runs on.
-        flags: Names of the builder flags.
-    """
-
-    builds_without_gpu: bool
-    has_calibrator: bool
-    has_strongly_typed_flag: bool
-    has_explicit_batch_flag: bool
-    compute_capabilities: frozenset[int]
-    flags: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -132,25 +110,6 @@ def available_apis() -> tuple[TrtApi, ...]:
         except MissingBackendError:
             continue  # absence is the answer here; `doctor` prints the reason
     return tuple(found)
-
-
-def capabilities_of(module: Any, flavour: Flavour) -> Capabilities:
-    """Returns what the bindings ``module`` can do, by what it has and not by its version."""
-    network_flags = _members(module, "NetworkDefinitionCreationFlag")
-    is_rtx = flavour == "tensorrt_rtx"
-    names = _members(module, "ComputeCapability") if is_rtx else ()
-    return Capabilities(
-        builds_without_gpu=is_rtx,
-        has_calibrator=hasattr(module, "IInt8EntropyCalibrator2"),
-        has_strongly_typed_flag="STRONGLY_TYPED" in network_flags,
-        has_explicit_batch_flag="EXPLICIT_BATCH" in network_flags,
-        compute_capabilities=frozenset(int(n[2:]) for n in names if re.fullmatch(r"SM\d+", n)),
-        flags=frozenset(_members(module, "BuilderFlag")),
-    )
-
-
-def _members(module: Any, enum_name: str) -> tuple[str, ...]:
-    return tuple(getattr(getattr(module, enum_name, None), "__members__", ()))
 
 
 class LogRecord(NamedTuple):

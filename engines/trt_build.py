@@ -6,59 +6,36 @@ import re
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
+from fdda_deploy.engines.build_log import CHECK, advice
+from fdda_deploy.engines.build_options import BuildOptions, Settled, settle
 from fdda_deploy.engines.messages import one_line
 from fdda_deploy.engines.onnx_gate import require_sound_onnx
+from fdda_deploy.engines.timing_cache import TimingCache
 from fdda_deploy.engines.trt_api import (
     LogRecord,
     TrtApi,
     collect_log,
     errors_in,
-    gpu_present,
     without_driver_noise,
 )
-from fdda_deploy.errors import BuildError, ConfigError, MissingBackendError
+from fdda_deploy.errors import BuildError, MissingBackendError
 
-CHECK = "Run `fdda-deploy check` on the ONNX file: it names the rule and the repair."
+__all__ = ["BuildOptions", "BuiltPlan", "Calibration", "build_plan"]
 
 
-@dataclass(frozen=True)
-class BuildOptions:
-    """How a plan is built.
+class Calibration(Protocol):
+    """What measures INT8 ranges while TensorRT 10 builds (`engines.trt_calibrator`)."""
 
-    Attributes:
-        compute_capabilities: GPU generations the plan is for, 86 for SM86; empty for a plan that
-            any supported GPU takes (TensorRT-RTX), or for the GPU at hand (TensorRT).
-        min_batch: Smallest batch the plan accepts.
-        opt_batch: The batch that kernels are chosen for.
-        max_batch: Largest batch the plan accepts.
-        workspace_bytes: Scratch memory the builder may plan with; None leaves TensorRT's default,
-            the whole device.
-        optimization_level: 0 (quick build) to 5 (quick plan); None leaves TensorRT's default.
+    @property
+    def calibrator(self) -> Any:
+        """The object that TensorRT calls."""
+        ...
 
-    Raises:
-        ConfigError: Batches that are not ``1 <= min <= opt <= max``, a level outside 0 to 5, or
-            no workspace.
-    """
-
-    compute_capabilities: tuple[int, ...] = ()
-    min_batch: int = 1
-    opt_batch: int = 8
-    max_batch: int = 64
-    workspace_bytes: int | None = None
-    optimization_level: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
-            raise ConfigError(
-                f"batches min {self.min_batch}, opt {self.opt_batch}, max {self.max_batch}: "
-                "want 1 <= min <= opt <= max."
-            )
-        if self.workspace_bytes is not None and self.workspace_bytes < 1:
-            raise ConfigError(f"workspace of {self.workspace_bytes} bytes: want 1 or more.")
-        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise ConfigError(f"optimization level {self.optimization_level}: want 0 to 5.")
+    def raise_last_error(self) -> None:
+        """Raises what went wrong inside a call; TensorRT itself swallows it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -71,6 +48,7 @@ class BuiltPlan:
         backend: ``tensorrt`` or ``tensorrt_rtx``.
         version: The builder's; a plan runs on no other release of TensorRT.
         log: Warnings and errors, ``WARNING: text``.
+        notes: What was asked for and not done, or done in another way; a sentence each.
     """
 
     plan: bytes
@@ -78,31 +56,55 @@ class BuiltPlan:
     backend: str
     version: str
     log: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
-def build_plan(model: bytes, options: BuildOptions, api: TrtApi) -> BuiltPlan:
+def build_plan(
+    model: bytes, options: BuildOptions, api: TrtApi, calibration: Calibration | None = None
+) -> BuiltPlan:
     """Returns the plan of a serialized ONNX graph, as strongly typed as its Q/DQ nodes make it.
 
+    Args:
+        model: A graph in one piece (`onnx_gate.load_onnx` joins one whose weights lie beside it).
+        options: How.
+        api: Which TensorRT.
+        calibration: For a float graph on a TensorRT that has calibrators: it is then built in
+            INT8 by implicit quantization, so not strongly typed.
+
     Raises:
-        ConfigError: A compute capability that this TensorRT does not know.
+        ConfigError: An option that this TensorRT cannot carry out (`build_options.settle`).
         MissingBackendError: This TensorRT builds on the GPU only, and there is none.
-        BuildError: The graph was refused; the message names the ONNX node where TensorRT does.
+        BuildError: The graph was refused; the message names the ONNX node where TensorRT does,
+            our rule and the repair.
     """
-    _require_gpu(api)
-    _require_compute_capabilities(options, api)
+    settled = settle(options, api)
     require_sound_onnx(model)
     start = time.perf_counter()
-    with collect_log(api) as (logger, records), _BuildSession(api, logger) as session:
+    timings = _timings(options, api)
+    notes = list(settled.notes)
+    with collect_log(api) as (logger, records), _BuildSession(api, logger, calibration) as session:
         _parse(session, model, api)
-        _add_profile(session, options)
-        _configure(session, options, api)
+        notes += _add_profile(session, options)
+        _configure(session, options, settled, api)
+        if timings is not None:
+            timings.attach(session.config)
         plan = _build(session, records, options, api)
+        if timings is not None:
+            timings.keep(session.config)
+            notes += timings.notes
     log = tuple(
         f"{record.severity}: {one_line(record.text)}"
         for record in records
         if record.severity != "INFO"
     )
-    return BuiltPlan(plan, time.perf_counter() - start, api.flavour, api.version, log)
+    seconds = time.perf_counter() - start
+    return BuiltPlan(plan, seconds, api.flavour, api.version, log, tuple(notes))
+
+
+def _timings(options: BuildOptions, api: TrtApi) -> TimingCache | None:
+    if options.timing_cache is None or not api.capabilities.has_timing_cache:
+        return None
+    return TimingCache(options.timing_cache, api)
 
 
 class _BuildSession:
@@ -113,8 +115,9 @@ class _BuildSession:
     function it passed, so those that raise below hold plain values, never a part of TensorRT.
     """
 
-    def __init__(self, api: TrtApi, logger: Any) -> None:
+    def __init__(self, api: TrtApi, logger: Any, calibration: Calibration | None) -> None:
         module = api.module
+        self.calibration = calibration
         try:
             self.builder = module.Builder(logger)
         except (TypeError, RuntimeError) as error:  # pybind11's ways to report a null builder
@@ -122,7 +125,8 @@ class _BuildSession:
                 f"{api.title} cannot start its builder: {one_line(str(error))}. "
                 "Check the GPU driver with nvidia-smi."
             ) from error
-        self.network = self.builder.create_network(api.network_flags)
+        implicit = calibration is not None  # the builder chooses types, so none is binding
+        self.network = self.builder.create_network(0 if implicit else api.network_flags)
         self.config = self.builder.create_builder_config()
         self.parser = module.OnnxParser(self.network, logger)
 
@@ -161,7 +165,7 @@ def _parse(session: _BuildSession, model: bytes, api: TrtApi) -> None:
             )
         raise BuildError(
             f"{refusal.name or f'node {refusal.node}'} ({refusal.operator}): {api.title} refuses "
-            f"it: {_reason(refusal.text)}. {CHECK}"
+            f"it: {_reason(refusal.text)}. {advice(_reason(refusal.text), refusal.operator)}"
         )
     num_inputs, num_outputs = session.network.num_inputs, session.network.num_outputs
     if num_inputs == 0 or num_outputs == 0:
@@ -184,7 +188,9 @@ def _reason(text: str) -> str:
     return one_line("\n".join(reasons))
 
 
-def _configure(session: _BuildSession, options: BuildOptions, api: TrtApi) -> None:
+def _configure(
+    session: _BuildSession, options: BuildOptions, settled: Settled, api: TrtApi
+) -> None:
     config, module = session.config, api.module
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_bytes)
@@ -194,24 +200,41 @@ def _configure(session: _BuildSession, options: BuildOptions, api: TrtApi) -> No
         config.num_compute_capabilities = len(options.compute_capabilities)
         for index, number in enumerate(options.compute_capabilities):
             config.set_compute_capability(getattr(module.ComputeCapability, f"SM{number}"), index)
+    for flag in settled.flags:
+        config.set_flag(getattr(module.BuilderFlag, flag))
+    if settled.hardware_level is not None:
+        levels = module.HardwareCompatibilityLevel
+        config.hardware_compatibility_level = getattr(levels, settled.hardware_level)
+    if session.calibration is not None:
+        config.set_flag(module.BuilderFlag.INT8)
+        config.int8_calibrator = session.calibration.calibrator
 
 
-def _add_profile(session: _BuildSession, options: BuildOptions) -> None:
-    """Tells the builder which batches to expect; a graph with a fixed batch needs no profile."""
-    dynamic = {name: shape for name, shape in _inputs(session.network).items() if -1 in shape}
+def _add_profile(session: _BuildSession, options: BuildOptions) -> tuple[str, ...]:
+    """Tells the builder which batches to expect; returns a note where a graph fixes its own."""
+    shapes = _inputs(session.network)
+    dynamic = {name: shape for name, shape in shapes.items() if -1 in shape}
+    batches = (options.min_batch, options.opt_batch, options.max_batch)
+    fixed = sorted({shape[0] for shape in shapes.values() if shape and shape[0] != -1})
     if not dynamic:
-        return
+        default = (BuildOptions.min_batch, BuildOptions.opt_batch, BuildOptions.max_batch)
+        if batches == default or not fixed:
+            return ()
+        wanted = f"batches {batches[0]} to {batches[2]} do not apply"
+        return (f"the graph fixes its batch at {fixed[0]}: {wanted}. Export a dynamic batch.",)
     for name, shape in dynamic.items():
         if -1 in shape[1:]:
             raise BuildError(
                 f"input {name}: shape {shape} is dynamic beyond the batch axis. "
                 "Export with a fixed --input-size."
             )
-    batches = (options.min_batch, options.opt_batch, options.max_batch)
     profile = session.builder.create_optimization_profile()
     for name, shape in dynamic.items():
         profile.set_shape(name, *[(batch, *shape[1:]) for batch in batches])
     session.config.add_optimization_profile(profile)
+    if session.calibration is not None:
+        session.config.set_calibration_profile(profile)
+    return ()
 
 
 def _inputs(network: Any) -> dict[str, tuple[int, ...]]:
@@ -223,12 +246,20 @@ def _build(
     session: _BuildSession, records: list[LogRecord], options: BuildOptions, api: TrtApi
 ) -> bytes:
     memory = session.builder.build_serialized_network(session.network, session.config)
+    if session.calibration is not None:
+        session.calibration.raise_last_error()
     if memory is None:
         reason = errors_in(records) or "no reason given"
-        where = _named_in(reason, session.network) or "the graph"
+        name = _named_in(reason, session.network)
+        where, help_text = name or "the graph", advice(reason)
         targets = ",".join(map(str, options.compute_capabilities))
-        advice = f"Build without the GPU that it names (--sm {targets})." if targets else CHECK
-        raise BuildError(f"{where}: {api.title} parsed it but cannot build it: {reason}. {advice}")
+        if help_text == CHECK and targets:
+            help_text = f"Build without the GPU that it names (--sm {targets})."
+        elif help_text != CHECK and name is None:
+            help_text += " `fdda-deploy check` names the node."
+        raise BuildError(
+            f"{where}: {api.title} parsed it but cannot build it: {reason}. {help_text}"
+        )
     return bytes(memory)  # a copy: the plan outlives the memory that TensorRT owns
 
 
@@ -240,27 +271,3 @@ def _named_in(reason: str, network: Any) -> str | None:
     names = {network.get_layer(index).name for index in range(network.num_layers)} - {""}
     hits = [n for n in names if re.search(rf"(?<![\w/.]){re.escape(n)}(_U\d+)?(?![\w/.])", reason)]
     return max(hits, key=len, default=None)
-
-
-def _require_gpu(api: TrtApi) -> None:
-    if not api.capabilities.builds_without_gpu and not gpu_present():
-        raise MissingBackendError(
-            f"{api.title} builds on the GPU it builds for, and no NVIDIA GPU is visible. "
-            "Use --backend rtx, which builds on the CPU."
-        )
-
-
-def _require_compute_capabilities(options: BuildOptions, api: TrtApi) -> None:
-    known = api.capabilities.compute_capabilities
-    unknown = [str(sm) for sm in options.compute_capabilities if sm not in known]
-    if unknown and not known:
-        raise ConfigError(
-            f"--sm {','.join(unknown)}: {api.title} builds for the GPU it runs on. "
-            "Leave --sm out, or use --backend rtx."
-        )
-    if unknown:
-        raise ConfigError(
-            f"--sm {','.join(unknown)}: {api.title} knows {', '.join(map(str, sorted(known)))}."
-        )
-    if len(set(options.compute_capabilities)) < len(options.compute_capabilities):
-        raise ConfigError("--sm names the same compute capability twice.")

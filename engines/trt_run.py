@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
 from fdda_deploy.engines.device_memory import DeviceMemory, open_device_memory
 from fdda_deploy.engines.gpu import gpu_name, gpu_present
-from fdda_deploy.engines.runner import Array, Feed, InputSpec, check_feed
+from fdda_deploy.engines.runner import Array, Feed, InputSpec, RunParts, check_feed
 from fdda_deploy.engines.trt_api import LogRecord, TrtApi, collect_log, errors_in
+from fdda_deploy.engines.trt_buffers import TensorBuffers
 from fdda_deploy.errors import EngineError, MissingBackendError
+
+NS_PER_MS = 1e6
 
 
 class TrtRunner:
     """Runs one plan; engine, buffers and stream live from ``__enter__`` to ``__exit__``.
 
+    Needs NumPy, one TensorRT, and cuda-bindings or pycuda; no torch, and nothing else of this
+    package's pipeline.
+
     Args:
         plan: What ``build_plan`` returned, from the same release of TensorRT.
         api: The TensorRT that built it.
+        cuda_graph: Capture each shape's run once and launch it as one graph; a new shape is
+            captured anew.
+        spin_wait: Poll for the end of a run, which answers sooner and keeps a CPU core busy.
+        open_memory: Gives the device memory.
     """
 
     runs_on = "GPU"
     num_threads = None
 
-    def __init__(self, plan: bytes, api: TrtApi) -> None:
+    def __init__(
+        self,
+        plan: bytes,
+        api: TrtApi,
+        *,
+        cuda_graph: bool = False,
+        spin_wait: bool = False,
+        open_memory: Callable[[], DeviceMemory] = open_device_memory,
+    ) -> None:
+        self.cuda_graph = cuda_graph
+        self.spin_wait = spin_wait
         self._plan = plan
         self._api = api
+        self._open_memory = open_memory
         self._open: _OpenEngine | None = None
         self._stack = ExitStack()
 
@@ -41,7 +62,9 @@ class TrtRunner:
         """
         _require_gpu(self._api)
         with ExitStack() as stack:
-            self._open = stack.enter_context(_OpenEngine(self._plan, self._api))
+            engine = _OpenEngine(self._plan, self._api, self._open_memory)
+            engine.cuda_graph, engine.spin_wait = self.cuda_graph, self.spin_wait
+            self._open = stack.enter_context(engine)
             self._stack = stack.pop_all()
         return self
 
@@ -65,21 +88,40 @@ class TrtRunner:
         return self._engine().output_names
 
     @property
-    def last_gpu_compute_ms(self) -> float:
-        """Time on the GPU of the last ``infer``, by CUDA events, without transfers."""
-        return self._engine().last_gpu_compute_ms
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """What each input accepts, in graph order."""
+        return self._engine().inputs
+
+    @property
+    def loaded(self) -> tuple[TrtApi, Any, Any]:
+        """TensorRT, the engine and its execution context, for `layer_times`; ours until closed."""
+        return self._api, *self._engine().parts
+
+    @property
+    def last_parts(self) -> RunParts:
+        """Where the time of the last run went; zeros before the first."""
+        return self._engine().last_parts
 
     def infer(self, feed: Feed) -> dict[str, Array]:
-        """Returns every output for one batch.
+        """Returns every output for one batch; the arrays are the caller's own.
 
         Raises:
             EngineError: The feed does not fit the inputs or the profile, or the run failed.
         """
         return self._engine().infer(feed)
 
+    def rerun(self) -> None:
+        """Runs the last batch again where it lies on the device, without any copy.
+
+        Raises:
+            EngineError: Nothing was run yet, or the run failed.
+        """
+        self._engine().rerun()
+
     def describe(self) -> str:
-        """Returns for instance ``TensorRT 10.13.2 on NVIDIA L4``."""
-        return f"{self._api.title} on {gpu_name()}"
+        """Returns for instance ``TensorRT 10.13.2 on NVIDIA L4, CUDA graph``."""
+        graph = ", CUDA graph" if self.cuda_graph else ""
+        return f"{self._api.title} on {gpu_name()}{graph}"
 
     def _engine(self) -> _OpenEngine:
         if self._open is None:
@@ -90,16 +132,17 @@ class TrtRunner:
 class _OpenEngine:
     """Everything that exists only while a plan is loaded, released in reverse order."""
 
-    def __init__(self, plan: bytes, api: TrtApi) -> None:
-        self._plan = plan
-        self._api = api
-        self._buffers: dict[str, tuple[int, int]] = {}  # name -> (device address, capacity)
-        self.last_gpu_compute_ms = 0.0
+    def __init__(self, plan: bytes, api: TrtApi, open_memory: Callable[[], DeviceMemory]) -> None:
+        self._plan, self._api, self._open_memory = plan, api, open_memory
+        self.cuda_graph = self.spin_wait = False
+        self._graph: Any = None
+        self._bound: dict[str, tuple[int, ...]] | None = None
+        self.last_parts = RunParts(0.0, 0.0, 0.0, 0.0)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             logger, self._records = stack.enter_context(collect_log(self._api))
-            self._memory: DeviceMemory = open_device_memory()
+            self._memory = self._open_memory()
             stack.callback(self._memory.close)
             stack.callback(self._drop)
             self._runtime: Any = self._api.module.Runtime(logger)
@@ -109,8 +152,10 @@ class _OpenEngine:
             self._context: Any = self._engine.create_execution_context()
             if self._context is None:
                 raise EngineError(_refused(self._api, self._records))
-            self._start, self._end = self._memory.new_event(), self._memory.new_event()
-            self._read_tensors()
+            self._events = [self._memory.new_event() for _ in range(4)]
+            self._buffers = TensorBuffers(self._api, self._engine, self._memory)
+            self.inputs: tuple[InputSpec, ...] = self._buffers.inputs
+            self.output_names = self._buffers.output_names
             self._stack = stack.pop_all()
         return self
 
@@ -124,64 +169,80 @@ class _OpenEngine:
 
     def infer(self, feed: Feed) -> dict[str, Array]:
         check_feed(feed, self.inputs)
+        shapes = {name: tuple(array.shape) for name, array in feed.items()}
+        if shapes != self._bound:
+            self._bind(shapes)
+        self._buffers.fill(feed)
+        self._execute(transfers=True)
+        return self._buffers.outputs()
+
+    @property
+    def parts(self) -> tuple[Any, Any]:
+        return self._engine, self._context
+
+    def rerun(self) -> None:
+        if self._bound is None:
+            raise EngineError("TrtRunner: there is no batch to run again. Call infer first.")
+        self._execute(transfers=False)
+
+    def _bind(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Sets shapes and addresses; a graph of other shapes is dropped, for it would run those."""
+        self._forget_graph()
+        self._bound = None  # until all of it has succeeded
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                low, _, high = self._engine.get_tensor_profile_shape(name, 0)
+                raise EngineError(
+                    f"input {name}: shape {shape} is outside the plan's {tuple(low)} to "
+                    f"{tuple(high)}. Run smaller batches, or build with a wider batch range."
+                )
+        self._buffers.bind(self._context, shapes)
+        if self.cuda_graph:
+            self._enqueue()  # once outside: the first run of a shape may allocate, a capture not
+            self._memory.synchronize()
+            self._graph = self._memory.capture(self._enqueue)
+        self._bound = shapes
+
+    def _execute(self, *, transfers: bool) -> None:
         memory = self._memory
-        arrays = {name: np.ascontiguousarray(array) for name, array in feed.items()}
-        for name, array in arrays.items():
-            self._set_shape(name, array.shape)
-            memory.copy_to_device(self._bind(name, array.nbytes), array)
-        outputs = {name: self._empty(name) for name in self.output_names}
-        for name, array in outputs.items():
-            self._bind(name, array.nbytes)
-        memory.record(self._start)
-        if not self._context.execute_async_v3(memory.stream):
-            raise EngineError(f"{self._api.title} failed while it ran: {errors_in(self._records)}.")
-        memory.record(self._end)
-        for name, array in outputs.items():
-            memory.copy_to_host(array, self._buffers[name][0])
-        memory.synchronize()
-        self.last_gpu_compute_ms = memory.elapsed_ms(self._start, self._end)
-        return outputs
-
-    def _read_tensors(self) -> None:
-        engine = self._engine
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        is_input = self._api.module.TensorIOMode.INPUT
-        inputs = [name for name in names if engine.get_tensor_mode(name) == is_input]
-        self.inputs = tuple(self._spec(name) for name in inputs)
-        self.output_names = tuple(name for name in names if name not in inputs)
-
-    def _spec(self, name: str) -> InputSpec:
-        shape = tuple(self._engine.get_tensor_shape(name))
-        return InputSpec(name, self._dtype(name), tuple(None if n < 0 else n for n in shape))
-
-    def _dtype(self, name: str) -> np.dtype[Any]:
-        dtype: np.dtype[Any] = np.dtype(
-            self._api.module.nptype(self._engine.get_tensor_dtype(name))
+        before, start, end, after = self._events
+        begun = time.perf_counter_ns()
+        memory.record(before)
+        if transfers:
+            self._buffers.copy_in()
+        memory.record(start)
+        if self._graph is None:
+            self._enqueue()
+        else:
+            memory.launch(self._graph)
+        memory.record(end)
+        if transfers:
+            self._buffers.copy_out()
+        memory.record(after)
+        enqueued = time.perf_counter_ns()
+        self._wait(after)
+        self.last_parts = RunParts(
+            (enqueued - begun) / NS_PER_MS,
+            memory.elapsed_ms(before, start) if transfers else 0.0,
+            memory.elapsed_ms(start, end),
+            memory.elapsed_ms(end, after) if transfers else 0.0,
         )
-        return dtype
 
-    def _empty(self, name: str) -> Array:
-        return np.empty(tuple(self._context.get_tensor_shape(name)), self._dtype(name))
+    def _wait(self, event: Any) -> None:
+        if not self.spin_wait:
+            self._memory.wait(event)
+            return
+        while not self._memory.is_done(event):
+            pass
 
-    def _set_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        if not self._context.set_input_shape(name, shape):
-            low, _, high = self._engine.get_tensor_profile_shape(name, 0)
-            raise EngineError(
-                f"input {name}: shape {shape} is outside the plan's {tuple(low)} to {tuple(high)}. "
-                "Run smaller batches, or build with a wider batch range."
-            )
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._memory.stream):
+            raise EngineError(f"{self._api.title} failed while it ran: {errors_in(self._records)}.")
 
-    def _bind(self, name: str, num_bytes: int) -> int:
-        """Returns the tensor's device address, with room for ``num_bytes``; buffers only grow."""
-        address, capacity = self._buffers.get(name, (0, 0))
-        if num_bytes > capacity:
-            if capacity:
-                del self._buffers[name]
-                self._memory.free(address)
-            address = self._memory.allocate(num_bytes)
-            self._buffers[name] = (address, num_bytes)
-        self._context.set_tensor_address(name, address)
-        return address
+    def _forget_graph(self) -> None:
+        if self._graph is not None:
+            self._memory.free_graph(self._graph)
+            self._graph = None
 
     def _drop(self) -> None:
         """Releases context, engine and runtime in this order: each points into the next."""

@@ -78,7 +78,10 @@ def test_widths_are_resolved_and_flags_replace_those_of_the_file(
         ),
         ({"bits": 9}, "--bits 9: want 2 to 8."),
         ({"bits": "four"}, "--bits: got 'four', wanted an integer from 2 to 8."),
-        ({"scheme": "int4"}, "--scheme int4: want wNaM, for instance w8a8, w4a8, w4a16, w8a16."),
+        (
+            {"scheme": "int4"},
+            "--scheme int4: want wNaM, for instance w8a8, w4a8, w4a16, w8a16; fp8 or fp16.",
+        ),
         ({"scheme": 4}, "--scheme: got 4, wanted a string such as 'w4a8'."),
         ({"act_bits": 12}, "--act-bits 12: activations take 2 to 8 bits, or 16."),
     ],

@@ -1,4 +1,4 @@
-"""Engine, bench and evaluate: the plan, its latency, and what quantization cost in accuracy."""
+"""Bench and evaluate: latency of plan and graph, and what quantization cost in accuracy."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fdda_deploy.engines.bench import BenchRecord, bench
+from fdda_deploy.engines.bench import BenchOptions, BenchRecord, Subject, bench, bench_together
+from fdda_deploy.engines.compare import compare_arrays
 from fdda_deploy.engines.doctor import flavour_of
 from fdda_deploy.engines.gpu import gpu_present
 from fdda_deploy.engines.ort_run import OrtRunner
 from fdda_deploy.engines.runner import Runner
 from fdda_deploy.engines.trt_api import load_api
-from fdda_deploy.engines.trt_build import BuildOptions, build_plan
 from fdda_deploy.engines.trt_run import TrtRunner
 from fdda_deploy.exporters import names
 from fdda_deploy.pipeline.evaluate import (
@@ -27,57 +27,17 @@ from fdda_deploy.pipeline.evaluate import (
     torch_predictor,
 )
 from fdda_deploy.pipeline.progress import Progress
+from fdda_deploy.pipeline.stages.building import PLAN
 from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
 from fdda_deploy.pipeline.stages.exporting import QDQ
 from fdda_deploy.pipeline.stages.grids import apply_grids, load_grids
 from fdda_deploy.pipeline.stages.images import Pool
-from fdda_deploy.pipeline.stages.quantizing import converted, placement_of
+from fdda_deploy.pipeline.stages.placing import converted, placement_of
 from fdda_deploy.pipeline.stages.synthesizing import synthetic_images
 from fdda_deploy.pipeline.workspace import Json
 
-PLAN = "engine.plan"
-BENCH_SECONDS = 1.0
+BENCH_SECONDS = 3.0
 PARITY_IMAGES = 64
-
-
-def _engine_inputs(context: RunContext) -> dict[str, Json]:
-    return {
-        **context.keys("export"),
-        "backend": context.backend.backend,
-        "sm": list(context.config.engine.sm),
-        "gpu": gpu_present(),
-    }
-
-
-def _engine(context: RunContext, folder: Path, progress: Progress) -> Record:
-    backend = context.backend.backend
-    if backend == "ort-cpu":
-        return {
-            "backend": backend,
-            "version": None,
-            "status": "skipped",
-            "plan_bytes": None,
-            "fp32_plan_bytes": None,
-            "seconds": None,
-            "detail": f"ONNX Runtime runs {QDQ} itself: there is no plan to build.",
-        }
-    api = load_api(flavour_of(backend))
-    options = BuildOptions(compute_capabilities=context.config.engine.sm)
-    progress(0, 0, "building the plan")
-    built = build_plan(context.file("export", QDQ).read_bytes(), options, api)
-    (folder / PLAN).write_bytes(built.plan)
-    progress(0, 0, "building the float plan, for its size")
-    reference = build_plan(context.file("load", "model.fp32.onnx").read_bytes(), options, api)
-    portable = not options.compute_capabilities and not gpu_present()
-    return {
-        "backend": built.backend,
-        "version": built.version,
-        "status": "built",
-        "plan_bytes": len(built.plan),
-        "fp32_plan_bytes": len(reference.plan),
-        "seconds": built.seconds,
-        "detail": "portable plan, built without a GPU" if portable else None,
-    }
 
 
 def _bench_inputs(context: RunContext) -> dict[str, Json]:
@@ -88,14 +48,15 @@ def _bench(context: RunContext, _folder: Path, progress: Progress) -> Record:
     feed = {names.INPUT: np.zeros((1, *context.preprocessing.shape), np.float32)}
     feed[names.INPUT] += np.random.default_rng(0).standard_normal(feed[names.INPUT].shape)
     timings: dict[str, Json] = {"gpu": None}
-    for key, path, what in (
-        ("cpu", context.file("export", QDQ), f"{QDQ}, ONNX Runtime on the CPU"),
-        ("float_cpu", context.file("load", "model.fp32.onnx"), "float, ONNX Runtime on the CPU"),
-    ):
-        threads = context.config.run.threads
-        with OrtRunner(path, optimizations="all", num_threads=threads) as runner:
-            measured = bench(runner, feed, min_seconds=BENCH_SECONDS, what=what, progress=progress)
-            timings[key] = _timing(measured)
+    threads = context.config.run.threads
+    files = context.file("export", QDQ), context.file("load", "model.fp32.onnx")
+    whats = (f"{QDQ}, ONNX Runtime on the CPU", "float, ONNX Runtime on the CPU")
+    runners = [OrtRunner(path, optimizations="all", num_threads=threads) for path in files]
+    with runners[0] as quantized, runners[1] as reference:
+        subjects = [Subject(whats[0], quantized, feed), Subject(whats[1], reference, feed)]
+        options = BenchOptions(min_seconds=BENCH_SECONDS)
+        found = bench_together(subjects, options, progress=progress)
+    timings |= {"cpu": _timing(found[0]), "float_cpu": _timing(found[1])}
     if _runs_on_gpu(context):
         with _plan_runner(context) as plan_runner:
             what = f"{PLAN}, {plan_runner.describe()}"
@@ -224,14 +185,14 @@ def _parity(context: RunContext) -> dict[str, Json]:
     wanted = torch_predictor(network, torch.device("cpu"))(images.numpy())
     with _graph_runner(context, context.file("export", QDQ)) as runner:
         got = _predictor(runner)(images.numpy())
+    found = compare_arrays(names.OUTPUT, wanted, got)
+    assert found.top1_agreement is not None  # logits have classes
     return {
-        "top1_agreement": 100 * float((wanted.argmax(1) == got.argmax(1)).mean()),
-        "relative_l2": float(np.linalg.norm(got - wanted))
-        / max(float(np.linalg.norm(wanted)), 1e-12),
+        "top1_agreement": 100 * found.top1_agreement,
+        "relative_l2": min(found.relative_l2, 1e12),  # JSON has no infinity
         "n": len(images),
     }
 
 
-ENGINE = Stage("engine", _engine_inputs, _engine, {PLAN: PLAN})
 BENCH = Stage("bench", _bench_inputs, _bench)
 EVALUATE = Stage("evaluate", _evaluate_inputs, _evaluate)

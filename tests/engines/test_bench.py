@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -9,11 +10,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from engine_graphs import images, residual_w8a8
+from engine_graphs import images, residual_float, residual_w8a8
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdda_deploy.engines.bench import bench, percentile, summarize
+from fdda_deploy.engines.bench import BenchOptions, Subject, bench, bench_together
+from fdda_deploy.engines.bench_statistics import percentile, summarize
 from fdda_deploy.engines.ort_run import OrtRunner
 from fdda_deploy.errors import ConfigError
 
@@ -69,44 +71,65 @@ def runner() -> Iterator[OrtRunner]:
         yield opened
 
 
+QUICK = BenchOptions(warmup_ms=0, min_seconds=0)
+
+
 def test_record_says_what_was_measured_where(runner: OrtRunner) -> None:
-    record = bench(runner, {"input": images(4)}, warmup_ms=5, min_seconds=0.05)
+    options = BenchOptions(warmup_ms=5, min_seconds=0.05)
+    record = bench(runner, {"input": images(4)}, options=options)
     assert (record.runs_on, record.batch, record.num_threads) == ("CPU", 4, 1)
     assert record.what == runner.describe()
-    assert record.gpu_compute is None
+    assert (record.warmup_ms, record.interleaved_with) == (5, ())
     assert record.iterations >= 10
     assert record.iterations * record.latency.mean_ms >= 50
     assert record.images_per_second == pytest.approx(4 * record.queries_per_second)
     assert record.queries_per_second == pytest.approx(1000 / record.latency.mean_ms)
 
 
-def test_record_survives_json_and_leaves_the_gpu_unmeasured(runner: OrtRunner) -> None:
-    record = bench(runner, {"input": images(1)}, warmup_ms=0, min_seconds=0, what="w8a8")
+def test_record_of_a_cpu_claims_nothing_about_a_gpu(runner: OrtRunner) -> None:
+    record = bench(runner, {"input": images(1)}, options=QUICK, what="w8a8")
     read = json.loads(json.dumps(record.to_json()))
+    unmeasured = ("enqueue", "h2d", "gpu_compute", "d2h", "cuda_graph", "spin_wait", "transfers")
     assert read["what"] == "w8a8"
-    assert read["gpu_compute"] is None
+    assert all(read[name] is None for name in unmeasured)
     assert read["latency"]["p99_ms"] == record.latency.p99_ms
-    assert "transfers included" in read["conditions"]
+    assert "times" not in read
 
 
 def test_few_seconds_still_make_the_asked_iterations(runner: OrtRunner) -> None:
+    options = BenchOptions(warmup_ms=0, min_seconds=0, min_iterations=17)
+    assert bench(runner, {"input": images(1)}, options=options).iterations == 17
+
+
+def test_times_of_all_runs_follow_each_other(runner: OrtRunner) -> None:
+    times = bench(runner, {"input": images(1)}, options=QUICK).times
+    assert all(run.start_compute_ms < run.end_compute_ms for run in times)
+    pairs = itertools.pairwise(times)
+    assert all(first.end_compute_ms <= second.start_compute_ms for first, second in pairs)
+
+
+def test_subjects_take_turns_so_that_drift_hits_all_alike(runner: OrtRunner) -> None:
     feed = {"input": images(1)}
-    record = bench(runner, feed, warmup_ms=0, min_seconds=0, min_iterations=17)
-    assert record.iterations == 17
+    options = BenchOptions(warmup_ms=0, min_seconds=0.2)
+    with OrtRunner(residual_float().SerializeToString(), num_threads=1) as other:
+        subjects = [Subject("int8", runner, feed), Subject("float", other, feed)]
+        first, second = bench_together(subjects, options)
+    assert (first.interleaved_with, second.interleaved_with) == (("float",), ("int8",))
+    owners = sorted([(run.start_compute_ms, r.what) for r in (first, second) for run in r.times])
+    turns = [what for what, _ in itertools.groupby(what for _, what in owners)]
+    assert len(turns) >= 6, "200 ms each in turns of 50 ms"
+    assert first.iterations * first.latency.mean_ms >= 200
 
 
-class Timed(OrtRunner):
-    """A runner that times its own compute, as an engine with CUDA events does."""
+def test_nothing_to_measure_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"nothing to measure\. Name a model or a plan"):
+        bench_together([], QUICK)
 
-    last_gpu_compute_ms = 0.25
 
-
-def test_runner_that_times_its_own_compute_gets_a_second_summary() -> None:
-    with Timed(residual_w8a8().SerializeToString(), num_threads=1) as runner:
-        record = bench(runner, {"input": images(1)}, warmup_ms=0, min_seconds=0)
-    assert record.gpu_compute is not None
-    assert record.gpu_compute.mean_ms == 0.25
-    assert not record.gpu_compute.unstable
+def test_cpu_has_no_transfers_to_leave_out(runner: OrtRunner) -> None:
+    options = BenchOptions(transfers=False)
+    with pytest.raises(ConfigError, match="runs on the CPU without transfers of its own"):
+        bench(runner, {"input": images(1)}, options=options)
 
 
 def test_progress_rises_to_the_end(runner: OrtRunner) -> None:
@@ -114,8 +137,7 @@ def test_progress_rises_to_the_end(runner: OrtRunner) -> None:
     bench(
         runner,
         {"input": images(1)},
-        warmup_ms=0,
-        min_seconds=0.05,
+        options=BenchOptions(warmup_ms=0, min_seconds=0.05),
         progress=lambda done, total, _: seen.append((done, total)),
     )
     done = [step for step, _ in seen]
@@ -127,14 +149,15 @@ def test_interrupt_stops_between_two_runs(runner: OrtRunner) -> None:
     def interrupt(done: int, total: int, text: str) -> None:
         raise KeyboardInterrupt
 
+    options = BenchOptions(warmup_ms=0, min_seconds=600)
     with pytest.raises(KeyboardInterrupt):
-        bench(runner, {"input": images(1)}, warmup_ms=0, min_seconds=600, progress=interrupt)
+        bench(runner, {"input": images(1)}, options=options, progress=interrupt)
     assert np.isfinite(runner.infer({"input": images(1)})["logits"]).all()
 
 
 @pytest.mark.parametrize(
     "options", [{"min_iterations": 0}, {"min_seconds": -1.0}, {"warmup_ms": -1.0}]
 )
-def test_bench_of_nothing_is_refused(runner: OrtRunner, options: dict[str, float]) -> None:
+def test_bench_of_nothing_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="want 1 or more iterations and no negative time"):
-        bench(runner, {"input": images(1)}, **options)  # type: ignore[arg-type]  # a grid
+        BenchOptions(**options)  # type: ignore[arg-type]  # a grid

@@ -114,6 +114,14 @@ def test_backend_that_was_asked_for_and_is_missing_is_an_error(
 
 def test_backend_that_was_asked_for_is_taken() -> None:
     assert choose_backend("ort-cpu").backend == "ort-cpu"
+    assert choose_backend("auto", "ort-cpu").backend == "ort-cpu"
+
+
+@pytest.mark.parametrize("backend", ["rtx", "tensorrt"])
+def test_graph_placed_for_onnx_runtime_is_not_given_to_tensorrt(backend: str) -> None:
+    wanted = rf"--target ort-cpu with --backend {backend}: .*T003, T004, T015.*Leave --backend out"
+    with pytest.raises(ConfigError, match=wanted):
+        choose_backend(backend, "ort-cpu")
 
 
 def test_unknown_backend_lists_the_known_ones() -> None:

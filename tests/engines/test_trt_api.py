@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from enum import IntEnum
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +13,6 @@ import pytest
 from fdda_deploy.engines.trt_api import (
     LogRecord,
     available_apis,
-    capabilities_of,
     collect_log,
     errors_in,
     load_api,
@@ -44,39 +42,6 @@ def test_installed_rtx_builds_without_a_gpu_and_knows_its_targets() -> None:
     assert {75, 86, 89, 120} <= api.capabilities.compute_capabilities
     assert {"TF32", "REFIT"} <= api.capabilities.flags
     assert api in available_apis()
-
-
-class Flags10(IntEnum):
-    EXPLICIT_BATCH = 0
-    STRONGLY_TYPED = 1
-
-
-class NoFlags(IntEnum):
-    pass
-
-
-def test_tensorrt_10_has_calibrators_and_must_be_asked_for_strong_types() -> None:
-    builder_flag = IntEnum("BuilderFlag", ["FP16", "INT8"])
-    module = SimpleNamespace(
-        NetworkDefinitionCreationFlag=Flags10,
-        BuilderFlag=builder_flag,
-        IInt8EntropyCalibrator2=object,
-    )
-    found = capabilities_of(module, "tensorrt")
-    assert found.has_calibrator
-    assert found.has_strongly_typed_flag
-    assert found.has_explicit_batch_flag
-    assert found.flags == {"FP16", "INT8"}
-    assert not found.builds_without_gpu
-    assert not found.compute_capabilities
-
-
-def test_tensorrt_11_without_calibrators_and_flags_is_described_without_error() -> None:
-    found = capabilities_of(SimpleNamespace(NetworkDefinitionCreationFlag=NoFlags), "tensorrt")
-    assert not found.has_calibrator
-    assert not found.has_strongly_typed_flag
-    assert not found.has_explicit_batch_flag
-    assert found.flags == frozenset()
 
 
 @pytest.mark.usefixtures("fresh_load")

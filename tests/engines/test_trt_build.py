@@ -83,7 +83,7 @@ def test_node_that_one_gpu_lacks_is_named_with_the_gpu(api: TrtApi) -> None:
     message = refusal_of(residual_w8a8().SerializeToString(), api, BuildOptions((75, 89)))
     assert message.startswith("logits: ")
     assert "Turing (SM75)" in message
-    assert message.endswith("Build without the GPU that it names (--sm 75,89).")
+    assert message.endswith("Leave 75 out of --sm, or quantize the layer.")
 
 
 def test_unknown_operator_is_refused_by_the_name_of_its_node(api: TrtApi) -> None:

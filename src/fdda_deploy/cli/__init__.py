@@ -6,25 +6,40 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import fdda_deploy
-from fdda_deploy.cli import stages, surroundings
+from fdda_deploy.cli import (
+    benching,
+    caching,
+    checking,
+    comparing,
+    packaging,
+    stages,
+    surroundings,
+    synthesizing,
+)
 from fdda_deploy.cli.options import UsageFaultError
+from fdda_deploy.config.values import near, plain_name
 from fdda_deploy.errors import FddaDeployError
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="fdda-deploy",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     epilog=stages.examples("build digits --bits 4", "doctor"),
 )
 app.add_typer(stages.app)
+app.add_typer(benching.app)
+app.add_typer(comparing.app)
+app.add_typer(synthesizing.app)
+app.add_typer(checking.app)
+app.add_typer(caching.app)
+app.add_typer(packaging.app)
 app.add_typer(surroundings.app)
 
 INTERRUPTED = "interrupted; run the same command to continue"
@@ -84,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _explained(error: Exception) -> tuple[str | None, int]:
     """Returns one line and the exit code, or no line for what can only be a bug of ours."""
     if isinstance(error, CLICK_ERROR):
-        return f"{error.format_message()} (see fdda-deploy --help)", 2  # type: ignore[attr-defined] # click's
+        return f"{_usage_fault(error)} (see fdda-deploy --help)", 2
     if isinstance(error, UsageFaultError):
         return str(error), 2
     if isinstance(error, FddaDeployError):
@@ -96,6 +111,18 @@ def _explained(error: Exception) -> tuple[str | None, int]:
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return "out of memory. Lower --batch-size, or close other programs; then run it again.", 1
     return None, 1
+
+
+def _usage_fault(error: Any) -> str:
+    """Returns click's sentence on a wrong command line, with the nearest option where one is."""
+    context = getattr(error, "ctx", None)  # click's root error has none
+    if type(error).__name__ != "NoSuchOption" or context is None:
+        return str(error.format_message())
+    known = [name for parameter in context.command.params for name in parameter.opts]
+    known += [name for parameter in context.command.params for name in parameter.secondary_opts]
+    options = [name for name in known if name.startswith("--")]
+    option = str(error.option_name)
+    return f"No such option: {plain_name(option)}.{near(option, options)}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -6,8 +6,9 @@ import json
 
 import typer
 
-from fdda_deploy.cli.check_file import check_file
+from fdda_deploy.cli.engine_file import engine_file
 from fdda_deploy.cli.options import Options, takes_options
+from fdda_deploy.cli.plan_rows import plan_rows
 from fdda_deploy.cli.ranking import ranking_rows
 from fdda_deploy.cli.results import BuildResult, print_build, print_json, print_table
 
@@ -20,10 +21,15 @@ def run_until(stage: str, options: Options) -> None:
     Raises:
         FddaDeployError: What a stage refused.
     """
-    print_build(_result_of(stage, options), as_json=options.json_output, quiet=options.quiet)
+    print_build(result_of(stage, options), as_json=options.json_output, quiet=options.quiet)
 
 
-def _result_of(stage: str, options: Options) -> BuildResult:
+def result_of(stage: str, options: Options) -> BuildResult:
+    """Runs the road up to ``stage`` and returns what it hands back.
+
+    Raises:
+        FddaDeployError: What a stage refused.
+    """
     config = options.build_config()  # before the heavy imports: a wrong flag is told at once
     from rich.console import Console
 
@@ -53,18 +59,11 @@ def build(options: Options) -> None:
     run_until("report", options)
 
 
-@app.command(epilog=examples("synthesize digits", "synthesize resnet18 --recipe gdfq"))
-@takes_options
-def synthesize(options: Options) -> None:
-    """Make images from the network."""
-    run_until("synthesize", options)
-
-
 @app.command(epilog=examples("sensitivity digits --bits 4", "sensitivity resnet18 --json"))
 @takes_options
 def sensitivity(options: Options) -> None:
     """Rank the layers by the damage that each does alone, without labels."""
-    folder = _result_of("sensitivity", options).out
+    folder = result_of("sensitivity", options).out
     found = json.loads((folder / "sensitivity.json").read_text(encoding="utf-8"))
     if options.json_output:
         print_json(found)
@@ -86,28 +85,25 @@ def export(options: Options) -> None:
     run_until("export", options)
 
 
-@app.command(epilog=examples("check digits", "check model.qdq.onnx --target rtx --sm 89"))
-@takes_options
-def check(options: Options) -> None:
-    """Check the Q/DQ graph, or any ONNX file given as MODEL, against TensorRT's rules."""
-    if (options.model or "").lower().endswith(".onnx"):
-        check_file(options)
-    else:
-        run_until("check", options)
-
-
-@app.command(epilog=examples("engine digits", "engine digits --backend rtx --sm 86,89"))
+@app.command(
+    epilog=examples(
+        "engine digits", "engine digits --sm 86,89", "engine model.onnx --max-batch 256"
+    )
+)
 @takes_options
 def engine(options: Options) -> None:
-    """Build the engine."""
-    run_until("engine", options)
-
-
-@app.command(epilog=examples("bench digits --backend ort-cpu"))
-@takes_options
-def bench(options: Options) -> None:
-    """Measure latency; what cannot be measured here reads "not measured"."""
-    run_until("bench", options)
+    """Build the engine of a network, or of any ONNX file, and say where its bytes go."""
+    if (options.model or "").lower().endswith(".onnx"):
+        engine_file(options)
+        return
+    result = result_of("engine", options)
+    path = result.out / "plan_bytes.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if options.json_output:
+        rest = {"out": str(result.out), "stages": result.stages, "lines": dict(result.lines)}
+        print_json(rest | {"plan": found})
+    elif not options.quiet:
+        print_table([*result.lines, *([] if found is None else plan_rows(found))])
 
 
 @app.command(epilog=examples("evaluate digits", "evaluate resnet18 --eval-data val/"))

@@ -1,10 +1,10 @@
 """Configuration: one frozen dataclass per part of a build, read from TOML or flags."""
 
+from fdda_deploy.config.engine import EngineConfig
 from fdda_deploy.config.reading import config_from, config_from_text
 from fdda_deploy.config.sections import (
     BuildConfig,
     DataConfig,
-    EngineConfig,
     ModelConfig,
     Override,
     QuantizeConfig,

@@ -168,6 +168,7 @@ def _widths(values: dict[str, object], names: Mapping[str, str]) -> dict[str, ob
         named = scheme_from_name(scheme)
         claims["weight_bits"].append(("scheme", named.weight_bits))
         claims["act_bits"].append(("scheme", named.act_bits))
+        claims["numbers"] = [("scheme", named.numbers)]
     for key, entries in claims.items():
         if key in values:
             entries.append((key, values[key]))
@@ -175,4 +176,4 @@ def _widths(values: dict[str, object], names: Mapping[str, str]) -> dict[str, ob
             told = " and ".join(f"{names[name]} ({width})" for name, width in entries)
             raise ConfigError(f"{told} name different {key.replace('_', ' ')}: give one of them.")
     widths = {key: entries[0][1] for key, entries in claims.items() if entries}
-    return widths if bits is None else {"act_bits": 8} | widths
+    return widths if bits is None else {"act_bits": 8, "numbers": "integer"} | widths

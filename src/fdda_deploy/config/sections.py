@@ -9,35 +9,21 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fdda_deploy.config.values import checked, limited, settings_of
+from fdda_deploy.config.engine import EngineConfig
+from fdda_deploy.config.values import Section, limited, title_of
 from fdda_deploy.errors import ConfigError
-from fdda_deploy.quant.scheme import Scheme
+from fdda_deploy.quant.scheme import NUMBERS, Scheme
 
 Scalar = bool | int | float | str
 Override = Scalar | tuple[Scalar, ...]
-RECIPES = ("auto", "fdda", "fdda-paper", "gdfq", "none")
+RECIPES = ("auto", "fdda", "fdda-paper", "gdfq", "zeroq", "dsg", "lrq", "genie", "none")
 SCHEDULES = ("auto", "published", "reduced")
 OBSERVERS = ("mse", "lp", "minmax", "percentile", "entropy")
 EFFORTS = ("auto", "none", "fast", "normal", "best")
 SCALE_SEARCHES = ("none", "easyquant")
 FINETUNE_LOSSES = ("fdda", "dkd")
+FLOAT_TYPES = ("auto", "fp32", "fp16")
 CALIBRATE_ON = ("auto", "real", "synthetic", "both")
-BACKENDS = ("auto", "tensorrt", "rtx", "ort-cpu")
-TARGETS = ("trt", "rtx", "ort-cpu")
-
-
-class Section:
-    """One table of the configuration; checks its values when it is made."""
-
-    def __post_init__(self) -> None:
-        for name, setting in settings_of(type(self)).items():
-            value = checked(setting, getattr(self, name), f"[{title_of(type(self))}] {name}")
-            object.__setattr__(self, name, value)
-
-
-def title_of(section: type[Section]) -> str:
-    """Returns the name of a section's TOML table: ``run`` for :class:`RunConfig`."""
-    return section.__name__.removesuffix("Config").lower()
 
 
 @dataclass(frozen=True)
@@ -114,10 +100,13 @@ class SynthesisConfig(Section):
     """How images are made from the network.
 
     Attributes:
-        recipe: ``auto`` is ``fdda`` with calibration images and ``gdfq`` without.
+        recipe: ``auto`` is ``fdda`` with labelled images, ``genie`` without, ``none`` from 1000
+            images on or where there is no BatchNorm.
         schedule: ``published`` is the paper's length; ``auto`` takes the reduced one on a CPU.
-        num_steps: Generator steps; None takes the schedule's.
+        num_steps: Steps of the generator, or of each batch of learned images; None takes the
+            schedule's.
         num_images: Synthetic images that are kept; None takes the recipe's.
+        fast: Use shortcuts that change nothing but rounding; False is the plain float32 loop.
         overrides: Single settings of the recipe by name, from ``[synthesis.overrides]``.
     """
 
@@ -125,6 +114,7 @@ class SynthesisConfig(Section):
     schedule: str = limited("auto", choices=SCHEDULES)
     num_steps: int | None = limited(None, minimum=1)
     num_images: int | None = limited(None, minimum=1)
+    fast: bool = True
     overrides: dict[str, Override] = field(default_factory=dict)
 
 
@@ -136,6 +126,9 @@ class QuantizeConfig(Section):
         weight_bits: 2 to 8; 4 is the width this tool is about.
         act_bits: 2 to 8, or 16 for floating point; 8 is what tensor cores execute.
         first_last_bits: 2 to 8 for the first and last weighted layer; 8 as in the field's tables.
+        numbers: ``integer``; ``fp8`` for E4M3; ``fp16`` quantizes nothing. ``scheme`` sets it.
+        float_type: What is not quantized runs in; ``auto`` is fp16 where activations stay in
+            floating point, else fp32: then torch computes exactly what the engine is asked for.
         observer: How ranges are chosen; MSE was the best or close to it in published INT8 tables.
         scale_search: ``easyquant`` then searches all scales by each layer's output.
         calibrate_on: Which images set the ranges; ``auto`` takes real ones where there are enough.
@@ -158,6 +151,8 @@ class QuantizeConfig(Section):
     weight_bits: int = 4
     act_bits: int = 8
     first_last_bits: int = 8
+    numbers: str = limited("integer", choices=NUMBERS)
+    float_type: str = limited("auto", choices=FLOAT_TYPES)
     observer: str = limited("mse", choices=OBSERVERS)
     scale_search: str = limited("none", choices=SCALE_SEARCHES)
     calibrate_on: str = limited("auto", choices=CALIBRATE_ON)
@@ -173,27 +168,24 @@ class QuantizeConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.scheme  # refuses widths out of range
+        searches = self.scale_search != "none" or self.max_drop is not None or self.finetune
+        if self.numbers != "integer" and (searches or self.effort not in {"auto", "none"}):
+            raise ConfigError(
+                f"--scheme {self.numbers} rounds to nearest: --effort, --finetune, --scale-search "
+                "and --max-drop are for integer grids. Leave them out, or take --scheme w8a8."
+            )
 
     @property
     def scheme(self) -> Scheme:
         """The bit widths as one record."""
-        return Scheme(self.weight_bits, self.act_bits, self.first_last_bits)
+        return Scheme(self.weight_bits, self.act_bits, self.first_last_bits, self.numbers)
 
-
-@dataclass(frozen=True)
-class EngineConfig(Section):
-    """What runs the graph.
-
-    Attributes:
-        backend: ``auto`` is TensorRT where it and a GPU are there, else a TensorRT-RTX plan built
-            on the CPU.
-        target: Whose placement table decides where Q/DQ pairs go; None follows the backend.
-        sm: Compute capabilities of the plan, for instance (86, 89); empty is a portable plan.
-    """
-
-    backend: str = limited("auto", choices=BACKENDS)
-    target: str | None = limited(None, choices=TARGETS)
-    sm: tuple[int, ...] = limited((), minimum=50, maximum=199)
+    @property
+    def casts_to_half(self) -> bool:
+        """Whether the exported graph computes in FP16 what it does not quantize."""
+        if self.float_type == "auto":
+            return self.scheme.weight_only
+        return self.float_type == "fp16"
 
 
 @dataclass(frozen=True)
@@ -227,8 +219,16 @@ class BuildConfig:
     data: DataConfig = DataConfig()
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     quantize: QuantizeConfig = QuantizeConfig()
-    engine: EngineConfig = EngineConfig()
+    engine: EngineConfig = field(default_factory=EngineConfig)
     run: RunConfig = RunConfig()
+
+    def __post_init__(self) -> None:
+        self.engine.require_batch(self.run.batch_size, "--batch-size")
+        if self.data.tune_data is not None and self.quantize.max_drop is None:
+            raise ConfigError(
+                f"--tune-data {self.data.tune_data}: only --max-drop uses it, which is not given. "
+                "Add --max-drop POINTS, or leave --tune-data out."
+            )
 
     @property
     def out_folder(self) -> Path:

@@ -184,3 +184,17 @@ def _wanted(kind: object) -> str:
     if last is not Ellipsis:
         return "a size: 224, or 224x320 as height x width ([224, 320] in TOML)"
     return f"a list of {'integers' if first is int else 'finite numbers'}"
+
+
+class Section:
+    """One table of the configuration; checks its values when it is made."""
+
+    def __post_init__(self) -> None:
+        for name, setting in settings_of(type(self)).items():
+            value = checked(setting, getattr(self, name), f"[{title_of(type(self))}] {name}")
+            object.__setattr__(self, name, value)
+
+
+def title_of(section: type[Section]) -> str:
+    """Returns the name of a section's TOML table: ``run`` for :class:`RunConfig`."""
+    return section.__name__.removesuffix("Config").lower()

@@ -1,0 +1,1 @@
+"""Scripts that travel with a package as they stand; they import nothing of fdda-deploy."""
