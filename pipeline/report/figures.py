@@ -149,7 +149,7 @@ def losses_svg(
                 label=_legend_label(label),
             )
         if all(value is None or value > 0 for curve in curves.values() for value in curve):
-            _set_log_scale(axes)
+            set_log_scale(axes)
         axes.set_xlabel("step")
         axes.grid(visible=True, axis="y")
         figure.legend(loc="outside upper left", ncols=2, labelcolor=INK, handlelength=1.4)
@@ -193,7 +193,7 @@ def _legend_label(label: str) -> str:
     return f" {_short(label)}" if label.startswith("_") else _short(label)
 
 
-def _set_log_scale(axes: Axes) -> None:
+def set_log_scale(axes: Axes) -> None:
     """Labels 1, 2 and 5 of each decade in digits: matplotlib's own labels are formulas."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 

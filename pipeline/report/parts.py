@@ -69,6 +69,26 @@ class EvaluationData(TypedDict):
     skipped: Count | None
 
 
+class Deploy(TypedDict):
+    """What `fdda-deploy package` needs beside the files.
+
+    Attributes:
+        preprocessing: height, width, channels, resize, mean, std and interpolation as numbers.
+        class_names: In label order; None where they are not known.
+        platform: Where the plan was built, for instance ``linux-x86_64``.
+        gpu: The GPU there, or None.
+        compute_capability: That GPU's, 89 for SM89.
+        batches: Smallest, usual and largest batch of the plan; None without a plan.
+    """
+
+    preprocessing: dict[str, object]
+    class_names: list[str] | None
+    platform: str
+    gpu: str | None
+    compute_capability: Count | None
+    batches: list[Count] | None
+
+
 class Data(TypedDict):
     """Which images did what."""
 
@@ -206,7 +226,19 @@ class Bench(TypedDict):
 
 
 class Synthesis(TypedDict):
-    """How the images were made; ``published_steps`` is the length of the paper's schedule."""
+    """How the images were made, and how well they pass for training data.
+
+    Attributes:
+        published_steps: The length of the paper's schedule.
+        teacher_top1: None where the float network's own prediction labels the images.
+        teacher_confidence: Mean probability that it gives its prediction, in percent.
+        bns_distance: By layer, mean squared gap of BatchNorm statistics to those of training.
+        noise_distance: The same for Gaussian noise images.
+        diversity: Mean cosine distance of two images' penultimate features, 0 to 2.
+        class_spread: The same within a label.
+        real_diversity: That of the real images, where there are labelled ones.
+        real_class_spread: The same within a class; None with one image per class.
+    """
 
     recipe: str
     steps: Count
@@ -218,6 +250,12 @@ class Synthesis(TypedDict):
     teacher_top1: Percent | None
     bns_distance: Curve
     layer_names: list[str]
+    teacher_confidence: NotRequired[Percent | None]
+    noise_distance: NotRequired[Curve]
+    diversity: NotRequired[float | None]
+    class_spread: NotRequired[float | None]
+    real_diversity: NotRequired[float | None]
+    real_class_spread: NotRequired[float | None]
 
 
 class Finetune(TypedDict):

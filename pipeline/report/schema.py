@@ -17,6 +17,7 @@ from fdda_deploy.pipeline.report.parts import (
     Bench,
     Check,
     Data,
+    Deploy,
     Drop,
     Engine,
     Finetune,
@@ -46,6 +47,7 @@ class Report(TypedDict):
         mixed: None without ``--max-drop``.
         diagnosis: The layers where most noise enters, the worst first; empty if all are sound.
         schedule: For instance ``reduced schedule: 1,200 of 80,000 generator steps``.
+        deploy: For `fdda-deploy package`.
         config: The resolved configuration, by section.
     """
 
@@ -62,6 +64,7 @@ class Report(TypedDict):
     notes: list[str]
     warnings: list[str]
     model: Model
+    deploy: Deploy
     data: Data
     accuracy: Accuracy | None
     bytes: Sizes

@@ -16,15 +16,23 @@ import torch
 
 from fdda_deploy.config import BuildConfig
 from fdda_deploy.engines.doctor import BackendChoice
-from fdda_deploy.errors import ConfigError, DataError, ModelError
+from fdda_deploy.errors import ConfigError, DataError
 from fdda_deploy.exporters.float_onnx import FloatGraph, export_float
 from fdda_deploy.pipeline.data import ImageSet, open_images, read_classes
+from fdda_deploy.pipeline.distributed import ALONE, Ranks
 from fdda_deploy.pipeline.models import FloatModel, load_float_model
 from fdda_deploy.pipeline.network import StatisticsNetwork, statistics_network, trace
 from fdda_deploy.pipeline.preprocessing import Preprocessing
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.quantization.fold import fold_batch_norm
-from fdda_deploy.pipeline.synthesis.recipes import SHORT_RUN, Recipe, recipe_named, reduced
+from fdda_deploy.pipeline.stages.recipe_choice import (
+    RecipeChoice,
+    Situation,
+    choose_recipe,
+    scheduled,
+)
+from fdda_deploy.pipeline.synthesis.recipes import Recipe, recipe_named
+from fdda_deploy.pipeline.synthesis.statistics import biased_convolutions
 from fdda_deploy.pipeline.workspace import Json, StageResult
 
 Record = Mapping[str, Json]
@@ -32,10 +40,6 @@ DIGITS = "digits"
 SMALL_IMAGE_PX = 64
 CHECKPOINT_EVERY_SECONDS = 20.0
 """Least time between two checkpoints of the generator: what a kill costs at most."""
-REDUCED_STEPS = {"small": 500, "large": 100}
-"""Generator steps of the reduced schedule, up to 64 px and above: minutes on two CPU cores."""
-LARGE_BATCH: Mapping[str, object] = {"random_batch": 8, "class_batch": 8}
-"""Above 64 px the reduced schedule also halves both batches, for time and for memory."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,15 @@ class Stage:
         inputs: Everything that decides its result, for the cache key.
         run: Writes files into the folder it is given; returns its record.
         published: Files that users find in the result folder, by name in the stage's folder.
+        shared: Whether every rank of a distributed build runs it, for its share of the work; else
+            the others wait for rank 0.
     """
 
     name: str
     inputs: Callable[[RunContext], dict[str, Json]]
     run: Callable[[RunContext, Path, Progress], Record]
     published: Mapping[str, str] = field(default_factory=dict)
+    shared: Callable[[RunContext], bool] = lambda _context: False
 
 
 @dataclass
@@ -65,6 +72,7 @@ class RunContext:
     checkpoint_every_seconds: float = CHECKPOINT_EVERY_SECONDS
     until: str = "report"
     results: dict[str, StageResult] = field(default_factory=dict)
+    ranks: Ranks = ALONE
 
     def record(self, stage: str) -> dict[str, Any]:
         """Returns the record of a stage that ran."""
@@ -90,7 +98,7 @@ class RunContext:
             name = "cuda" if torch.cuda.is_available() else "cpu"
         if name.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError(f"--device {name}: torch sees no GPU here. Take --device cpu.")
-        return torch.device(name)
+        return self.ranks.device(name)
 
     @functools.cached_property
     def model(self) -> FloatModel:
@@ -199,26 +207,12 @@ class RunContext:
 
     @functools.cached_property
     def recipe(self) -> Recipe | None:
-        """The synthesis recipe on its schedule; None when no image is to be made.
-
-        Raises:
-            ModelError: Images are to be synthesized from a network without BatchNorm.
-            ConfigError: The recipe needs class centers and there is no labelled real image.
-        """
+        """The synthesis recipe on its schedule; None when no image is to be made."""
         published = self.published_recipe
         if published is None:
             return None
-        steps = self.config.synthesis.num_steps
-        if steps is None and not self._reduced_schedule:
-            return published
-        steps = steps or REDUCED_STEPS["small" if self.small_images else "large"]
-        if steps >= published.num_steps or published.name == "fdda-paper":
-            return reduced(published, steps)  # the paper's values, only less or more of them
-        overrides = {**SHORT_RUN, **({} if self.small_images else LARGE_BATCH)}
-        if not published.uses_centers:
-            overrides["class_batch"] = 0
-        overrides |= self.config.synthesis.overrides
-        return reduced(recipe_named(published.name, overrides), steps)
+        size = "small" if self.small_images else "large"
+        return scheduled(published, self.config.synthesis, size=size, reduce=self._reduced_schedule)
 
     @property
     def small_images(self) -> bool:
@@ -228,7 +222,7 @@ class RunContext:
     @functools.cached_property
     def published_recipe(self) -> Recipe | None:
         """The recipe on its published schedule."""
-        name = self._recipe_name()
+        name = self.recipe_choice.name
         if name == "none":
             return None
         return recipe_named(name, self.config.synthesis.overrides)
@@ -238,27 +232,24 @@ class RunContext:
         asked = self.config.synthesis.schedule
         return asked == "reduced" or (asked == "auto" and self.device.type == "cpu")
 
-    def _recipe_name(self) -> str:
-        asked = self.config.synthesis.recipe
-        layers = self.record("load")["batchnorm_layers"]
-        labelled = self.calibration is not None and self.calibration.labelled
-        if asked == "none" or (asked == "auto" and layers == 0 and self.calibration is not None):
-            if self.calibration is None:
-                raise ConfigError("--recipe none makes no image: give real ones by --calib-data.")
-            return "none"
-        if layers == 0:
-            raise ModelError(
-                f"{self.config.model.name} has no BatchNorm layer: images cannot be synthesized "
-                "from it. Give real ones by --calib-data FOLDER and take --recipe none."
-            )
-        if asked.startswith("fdda") and not labelled:
-            raise ConfigError(
-                f"--recipe {asked} needs one labelled real image per class: give --calib-data with "
-                "a folder per class, or take --recipe gdfq."
-            )
-        if asked == "auto":
-            return "fdda" if labelled else "gdfq"
-        return asked
+    @functools.cached_property
+    def recipe_choice(self) -> RecipeChoice:
+        """The recipe's name and why it was taken.
+
+        Raises:
+            DataError: There is neither BatchNorm nor a real image.
+            ModelError: Images are to be synthesized from a network without BatchNorm.
+            ConfigError: The recipe needs class centers and there is no labelled real image.
+        """
+        images = self.calibration
+        situation = Situation(
+            model=self.config.model.name,
+            batchnorm_layers=self.record("load")["batchnorm_layers"],
+            real_images=0 if images is None else images.num_named,
+            labelled=images is not None and images.labelled,
+            biased_convolutions=lambda: biased_convolutions(self.statistics),
+        )
+        return choose_recipe(self.config.synthesis.recipe, situation)
 
 
 def _same_source(one: ImageSet, other: ImageSet) -> bool:

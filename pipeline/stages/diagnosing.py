@@ -28,6 +28,6 @@ def diagnosed(
         images,
         errors,
         device=context.device,
-        equalised=effort_of(context) != "none",
+        effort=effort_of(context) if context.config.quantize.numbers == "integer" else None,
     )
     return [asdict(finding) for finding in found]

@@ -46,7 +46,8 @@ def _synthesizer(context: RunContext, recipe: Recipe) -> Synthesizer:
         centers=centers_of(context),
         device=context.device,
         seed=context.config.run.seed,
-        autocast=autocast_pays(context.device),
+        autocast=context.config.synthesis.fast and autocast_pays(context.device),
+        fast=context.config.synthesis.fast,
     )
 
 

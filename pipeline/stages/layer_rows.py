@@ -50,6 +50,8 @@ def _precision(weights: int | None, acts: int | None, storage: str | None) -> st
         return "float"
     if acts is None:
         return f"float, {weights}-bit weights stored as {str(storage).upper()}"
+    if storage == "fp8":
+        return "FP8 (E4M3)"
     if (weights, acts) == (8, 8):
         return "INT8"
     grids = [

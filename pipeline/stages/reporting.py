@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import platform
 import resource
 import sys
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any, cast
 
 from fdda_deploy import __version__
 from fdda_deploy.config import to_dict, to_toml
-from fdda_deploy.engines.gpu import gpu_present
+from fdda_deploy.engines.gpu import gpu_compute_capability, gpu_name, gpu_present
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.report.html import render_html
 from fdda_deploy.pipeline.report.rounding import Rounding, rounding_warnings
@@ -39,6 +40,14 @@ FEWEST_RECOGNISED = 50.0
 SHOWN = 3
 """Skipped images that a warning spells out; the rest are counted."""
 _MODEL = ("name", "origin", "digest", "parameters", "input", "classes", "batchnorm_layers")
+_QUALITY = (
+    "teacher_confidence",
+    "noise_distance",
+    "diversity",
+    "class_spread",
+    "real_diversity",
+    "real_class_spread",
+)
 _ENGINE = ("backend", "version", "status", "plan_bytes", "seconds", "detail")
 _VERSIONS = (
     "fdda-deploy",
@@ -91,8 +100,10 @@ def _report(context: RunContext) -> dict[str, Any]:
             *_image_warnings(synthesis),
             *_skipped(context),
             *rounding_warnings(rounding),
+            *(context.record("engine")["spent"] or {"warnings": []})["warnings"],
         ],
         "model": {key: load[key] for key in _MODEL} | {"preprocessing": load["described"]},
+        "deploy": _deploy(context, load),
         "data": _data(context),
         "accuracy": evaluated["accuracy"],
         "bytes": _bytes(context),
@@ -121,6 +132,20 @@ def _report(context: RunContext) -> dict[str, Any]:
     }
 
 
+def _deploy(context: RunContext, load: Record) -> dict[str, Any]:
+    """Returns what a package must know and no reader of the page asks for."""
+    sets = (images for images in (context.calibration, context.evaluation) if images is not None)
+    named = (list(images.class_names) for images in sets if images.class_names is not None)
+    return {
+        "preprocessing": load["preprocessing"],
+        "class_names": load["class_names"] or next(named, None),
+        "platform": f"{sys.platform}-{platform.machine()}".lower(),
+        "gpu": gpu_name(),
+        "compute_capability": gpu_compute_capability(),
+        "batches": context.record("engine").get("batches"),
+    }
+
+
 def _bytes(context: RunContext) -> dict[str, int | None]:
     exported, engine = context.record("export"), context.record("engine")
     return {
@@ -138,9 +163,11 @@ def _notes(context: RunContext) -> list[str]:
         notes.append("No image was synthesized: ranges and fine-tuning rest on real images alone.")
     elif context.calibration is None:
         notes.append(
-            "No real image was used: the generator ran without class centers (recipe "
-            f"{synthesis['recipe']}), and everything rests on images from the network itself."
+            f"No real image was used (recipe {synthesis['recipe']}): everything rests on images "
+            "from the network itself."
         )
+    if context.config.synthesis.recipe == "auto":
+        notes.append(f"Recipe {synthesis['recipe'] or 'none'}: {synthesis['reason']}.")
     if synthesis.get("schedule"):
         notes.append(f"Synthesis: {synthesis['schedule']}.")
     notes.append(_ranges_note(context, quantized))
@@ -164,7 +191,7 @@ def _image_warnings(synthesis: Mapping[str, Any]) -> list[str]:
     if synthesis["recipe"] is None:
         return []
     warnings = list(synthesis["warnings"])
-    if synthesis["teacher_top1"] < FEWEST_RECOGNISED:
+    if synthesis["teacher_top1"] is not None and synthesis["teacher_top1"] < FEWEST_RECOGNISED:
         warnings.append(
             f"The float network recognises {synthesis['teacher_top1']:.0f} % of the synthetic "
             "images: the schedule was too short for its classes. Images it does not recognise "
@@ -240,7 +267,7 @@ def _synthesis(load: dict[str, Any], synthesis: dict[str, Any]) -> dict[str, Any
     if synthesis["recipe"] is None:
         return None
     keys = ("recipe", "steps", "published_steps", "num_images", "seconds")
-    more = ("history", "history_every", "teacher_top1", "bns_distance")
+    more = ("history", "history_every", "teacher_top1", "bns_distance", *_QUALITY)
     return {**{k: synthesis[k] for k in (*keys, *more)}, "layer_names": load["layer_names"]}
 
 

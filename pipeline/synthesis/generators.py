@@ -7,19 +7,19 @@ import torch.nn.functional as F  # noqa: N812  # torch's own convention
 from torch import Tensor, nn
 
 from fdda_deploy.errors import ModelError
+from fdda_deploy.pipeline.distributed import ALONE, Ranks
+from fdda_deploy.pipeline.synthesis.global_batch import GlobalBatchNorm
 
 MIN_SIDE = 8
 """Smallest image side in pixels: two cells before the two upsamplings."""
-
-_WIDE, _NARROW = 128, 64
 
 
 class ClassConditionalBatchNorm(nn.Module):
     """BatchNorm whose scale and shift belong to the image's class, at the start 1 and 0 for all."""
 
-    def __init__(self, num_channels: int, num_classes: int) -> None:
+    def __init__(self, num_channels: int, num_classes: int, ranks: Ranks = ALONE) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(num_channels, affine=False)
+        self.norm = GlobalBatchNorm(num_channels, ranks)
         self.scale = nn.Embedding(num_classes, num_channels)
         self.shift = nn.Embedding(num_classes, num_channels)
         nn.init.ones_(self.scale.weight)
@@ -57,6 +57,26 @@ class UpsampledConv(nn.Module):
         return F.conv_transpose2d(x, kernel, stride=2, padding=1)
 
 
+class LargeKernelAttention(nn.Module):
+    """``x * conv1x1(dilated depthwise 7x7 (depthwise 5x5 (x)))``: a field of 21 x 21 pixels.
+
+    The known form of large-kernel attention; LRQ (arXiv 2211.06816) names it without its details.
+    """
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.near = nn.Conv2d(num_channels, num_channels, 5, padding=2, groups=num_channels)
+        self.far = nn.Conv2d(
+            num_channels, num_channels, 7, padding=9, dilation=3, groups=num_channels
+        )
+        self.mix = nn.Conv2d(num_channels, num_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns ``(N, C, H, W)``, as it came."""
+        attended: Tensor = x * self.mix(self.far(self.near(x)))
+        return attended
+
+
 class ClassConditionalGenerator(nn.Module):
     """FDDA's generator (arXiv 2109.04186), for any class count, channels and image size.
 
@@ -71,6 +91,10 @@ class ClassConditionalGenerator(nn.Module):
         num_classes: Rows of the conditional scales and shifts.
         latent_dim: Length of z.
         fused: Use the fused upsampling (see `UpsampledConv`).
+        width: Channels of the first two stages; FDDA's 128.
+        ranks: Who has a share of each batch in training; see `of_batch`.
+        long_range: Put `LargeKernelAttention` before the two class-conditional BatchNorms on the
+            coarser grids, where its field reaches farthest (LRQ; the place is our reading).
 
     Raises:
         ModelError: Height or width is under 8 pixels.
@@ -83,24 +107,35 @@ class ClassConditionalGenerator(nn.Module):
         latent_dim: int = 100,
         *,
         fused: bool = True,
+        width: int = 128,
+        long_range: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
-        channels, height, width = image_shape
-        if min(height, width) < MIN_SIDE:
+        channels, height, width_px = image_shape
+        if min(height, width_px) < MIN_SIDE:
             raise ModelError(
-                f"images of {height}x{width} pixels are too small to synthesize: want at least "
+                f"images of {height}x{width_px} pixels are too small to synthesize: want at least "
                 f"{MIN_SIDE}x{MIN_SIDE}. Check --input-size, or use --recipe none."
             )
         self.image_shape, self.num_classes, self.latent_dim = image_shape, num_classes, latent_dim
-        self.grid = (-(-height // 4), -(-width // 4))
-        self.linear = nn.Linear(latent_dim, _WIDE * self.grid[0] * self.grid[1])
-        self.norm0 = ClassConditionalBatchNorm(_WIDE, num_classes)
-        self.up1 = UpsampledConv(_WIDE, _WIDE, fused=fused)
-        self.norm1 = ClassConditionalBatchNorm(_WIDE, num_classes)
-        self.up2 = UpsampledConv(_WIDE, _NARROW, fused=fused)
-        self.norm2 = ClassConditionalBatchNorm(_NARROW, num_classes)
-        self.to_image = nn.Conv2d(_NARROW, channels, 3, padding=1)
-        self.final_norm = nn.BatchNorm2d(channels, affine=False)
+        self.grid, self.width = (-(-height // 4), -(-width_px // 4)), width
+        self.linear = nn.Linear(latent_dim, width * self.grid[0] * self.grid[1])
+        self.norm0 = ClassConditionalBatchNorm(width, num_classes, ranks)
+        self.up1 = UpsampledConv(width, width, fused=fused)
+        self.norm1 = ClassConditionalBatchNorm(width, num_classes, ranks)
+        self.up2 = UpsampledConv(width, width // 2, fused=fused)
+        self.norm2 = ClassConditionalBatchNorm(width // 2, num_classes, ranks)
+        self.to_image = nn.Conv2d(width // 2, channels, 3, padding=1)
+        self.final_norm = GlobalBatchNorm(channels, ranks)
+        self.attend0: nn.Module = LargeKernelAttention(width) if long_range else nn.Identity()
+        self.attend1: nn.Module = LargeKernelAttention(width) if long_range else nn.Identity()
+
+    def of_batch(self, size: int) -> ClassConditionalGenerator:
+        """Returns the generator itself, told that what comes is a share of ``size`` images."""
+        for norm in (self.norm0.norm, self.norm1.norm, self.norm2.norm, self.final_norm):
+            norm.size = size
+        return self
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """Returns images ``(N, C, H, W)`` float32.
@@ -109,9 +144,10 @@ class ClassConditionalGenerator(nn.Module):
             z: ``(N, latent_dim)``, standard normal.
             labels: ``(N,)`` int64.
         """
-        x = self.linear(z).view(-1, _WIDE, *self.grid)
-        x = self.norm0(x.contiguous(memory_format=torch.channels_last), labels)
-        x = F.leaky_relu(self.norm1(self.up1(x), labels), 0.2)
+        x = self.linear(z).view(-1, self.width, *self.grid)
+        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.norm0(self.attend0(x), labels)
+        x = F.leaky_relu(self.norm1(self.attend1(self.up1(x)), labels), 0.2)
         x = F.leaky_relu(self.norm2(self.up2(x), labels), 0.2)
         x = self._middle(self.to_image(x))
         images: Tensor = self.final_norm(torch.tanh(x.float()))

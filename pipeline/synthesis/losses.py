@@ -7,6 +7,7 @@ mean over layers of a mean over channels. No term loops over layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -121,6 +122,51 @@ def distorted_targets(
         noise_mean, noise_var = noise_mean * unit_var.sqrt(), noise_var * unit_var
     target_var = center_var + noise_var
     return center_mean + noise_mean, target_var.clamp(min=0) if clamp_variance else target_var
+
+
+def slack_alignment_loss(
+    gap_mean: Tensor, gap_spread: Tensor, slack: tuple[Tensor, Tensor], weights: Tensor
+) -> Tensor:
+    """Returns the alignment loss of which gaps within the slack are no part.
+
+    ``sum w [max(|mu - mu^BN| - delta, 0)^2 + max(|s - s^BN| - gamma, 0)^2]``; DSG (arXiv
+    2103.01049), where s is the standard deviation. Without slack it is `bns_alignment_loss`.
+
+    Args:
+        gap_mean: ``mu - mu^BN``: ``(sum C_l,)``, or ``(N, sum C_l)`` of single images.
+        gap_spread: The same of variances or standard deviations.
+        slack: delta and gamma, each ``(sum C_l,)`` or a scalar.
+        weights: ``(sum C_l,)``, or ``(N, sum C_l)``; what the sum is weighted with.
+    """
+    over_mean = (gap_mean.abs() - slack[0]).clamp(min=0).square()
+    over_spread = (gap_spread.abs() - slack[1]).clamp(min=0).square()
+    return ((over_mean + over_spread) * weights).sum()
+
+
+def margin_loss(features: Tensor, class_rows: Tensor, margin_degrees: float) -> Tensor:
+    """Returns the adversarial margin: how far images intrude into the cone around their class.
+
+    ``mean max(cos theta_y - cos m, 0)`` with theta_y between an image's penultimate features and
+    the classifier's row of its class y. It opposes the cross entropy, so that the images of a class
+    are not all its one purest example. LRQ (arXiv 2211.06816); the form is our reading.
+
+    Args:
+        features: ``(N, F)``.
+        class_rows: ``(N, F)``, the classifier's weights of each image's class.
+        margin_degrees: m.
+    """
+    cosine = F.cosine_similarity(features.float(), class_rows.float(), dim=1)
+    return (cosine - math.cos(math.radians(margin_degrees))).clamp(min=0).mean()
+
+
+def total_variation_loss(images: Tensor) -> Tensor:
+    """Returns the mean squared difference between neighbouring pixels: noise is dear, edges cheap.
+
+    Args:
+        images: ``(N, C, H, W)`` in network-input space.
+    """
+    down = (images[:, :, 1:] - images[:, :, :-1]).square().mean()
+    return down + (images[..., 1:] - images[..., :-1]).square().mean()
 
 
 def _mean_square_gap(

@@ -93,6 +93,90 @@ def _one_pass(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
+def image_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns `batch_statistics` of each image by itself, in one pass over the activation.
+
+    Args:
+        x: ``(N, C, H, W)``, or ``(N, C)``, whose variances are 0.
+
+    Returns:
+        ``(means, variances)``, each ``(N, C)`` float32.
+    """
+    means, variances = _ImageStatistics.apply(x)
+    return means, variances
+
+
+def plain_grouped_statistics(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Returns the same as `grouped_statistics` by ``var_mean`` and autograd: the slow reference."""
+    pairs = [batch_statistics(part) for part in torch.split(x[: sum(sizes)], list(sizes))]
+    return torch.stack([mean for mean, _ in pairs]), torch.stack([var for _, var in pairs])
+
+
+class _ImageStatistics(torch.autograd.Function):
+    """`image_statistics`, with a gradient ``a x + b`` of two numbers per image and channel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.device.type == "cpu":  # see `_one_pass`: faster than var_mean, though one by one
+            pairs = [_one_pass(image) for image in torch.split(x, 1)]
+            means, variances = (torch.stack([pair[kind] for pair in pairs]) for kind in (0, 1))
+        else:
+            flat = x.float().reshape(*x.shape[:2], -1)
+            variances, means = torch.var_mean(flat, dim=2, correction=0)
+        ctx.save_for_backward(x, means)
+        return means, variances
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        x, means = ctx.saved_tensors
+        count = x[0].numel() // x.shape[1]
+        slope = 2 * grads[1] / count
+        offset = grads[0] / count - slope * means
+        shape = (*x.shape[:2], *[1] * (x.dim() - 2))
+        return torch.addcmul(offset.to(x.dtype).view(shape), slope.to(x.dtype).view(shape), x)
+
+
+class JointStatistics:
+    """Statistics of the images made so far, for a batch to complete (DGH, WACV 2025).
+
+    DGH aligns the statistics of the whole set at once. Here batches follow one another, and each is
+    asked that the set so far, itself included, has the right statistics: memory for one batch does.
+
+    Args:
+        num_channels: Of all layers in a row.
+        device: Where they are.
+        most_images: Older images fade once more than this many count; None for no limit.
+    """
+
+    def __init__(
+        self, num_channels: int, device: torch.device, most_images: int | None = None
+    ) -> None:
+        self.count, self.most_images = 0, most_images
+        self.mean = torch.zeros(num_channels, device=device)
+        self.variance = torch.zeros(num_channels, device=device)
+
+    def clear(self) -> None:
+        """Forgets all images."""
+        self.count = 0
+
+    def with_batch(self, mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Returns the statistics of all images and ``count`` more; gradients flow to the latter."""
+        share = count / (self.count + count)
+        gap = mean - self.mean
+        between = gap.square() * (share * (1 - share))
+        return (
+            self.mean + gap * share,
+            self.variance + (variance - self.variance) * share + between,
+        )
+
+    def add(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Counts a batch among the images made."""
+        self.mean, self.variance = self.with_batch(mean.detach(), variance.detach(), count)
+        self.count += count
+        if self.most_images is not None:
+            self.count = min(self.count, self.most_images)
+
+
 class PooledStatistics:
     """Means and variances of growing sets of images, one set per row, merged without cancellation.
 
@@ -158,3 +242,10 @@ def untrained_statistics(network: StatisticsNetwork) -> bool:
         bool((layer.running_mean == 0).all()) and bool((layer.running_var == 1).all())
         for layer in network.layers
     )
+
+
+def biased_convolutions(network: StatisticsNetwork) -> int:
+    """Returns how many convolutions have a bias: folding BatchNorm into them leaves one each."""
+    operators = (torch.ops.aten.conv2d.default, torch.ops.aten.convolution.default)
+    nodes = [n for n in network.graph_module.graph.nodes if n.target in operators]
+    return sum(len(node.args) > 2 and node.args[2] is not None for node in nodes)

@@ -1,4 +1,4 @@
-"""The one training loop that all recipes share: train, guard, checkpoint, draw the final images."""
+"""From a network and a recipe to a labelled set of images, judged by the network."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fdda_deploy.pipeline.distributed import ALONE, Ranks
 from fdda_deploy.pipeline.network import Progress, StatisticsNetwork
 from fdda_deploy.pipeline.synthesis.centers import ClassCenters
-from fdda_deploy.pipeline.synthesis.checkpoint import CheckpointStore, History, run_identity
-from fdda_deploy.pipeline.synthesis.objective import TERMS
-from fdda_deploy.pipeline.synthesis.recipes import Recipe
-from fdda_deploy.pipeline.synthesis.statistics import (
-    PooledStatistics,
-    batch_statistics,
-    untrained_statistics,
+from fdda_deploy.pipeline.synthesis.checkpoint import CheckpointStore, run_identity
+from fdda_deploy.pipeline.synthesis.dealt import DealtSet
+from fdda_deploy.pipeline.synthesis.loop import SetInTheMaking
+from fdda_deploy.pipeline.synthesis.quality import (
+    ImageQuality,
+    image_quality,
+    in_batches,
+    noise_distance,
 )
+from fdda_deploy.pipeline.synthesis.recipe_fields import Recipe
+from fdda_deploy.pipeline.synthesis.statistics import untrained_statistics
 from fdda_deploy.pipeline.synthesis.synthesizer import (
+    Bounds,
     StepRecord,
     Synthesizer,
     autocast_pays,
 )
 
 __all__ = ["StepRecord", "Synthesizer", "SyntheticImages", "autocast_pays", "synthesize"]
-
-READ_EVERY = 50
-"""Steps between two looks at the losses: each look waits for the device."""
-HISTORY_POINTS = 400
-"""About how many points a loss curve keeps."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,14 @@ class SyntheticImages:
 
     Attributes:
         images: ``(n, C, H, W)`` float32 in normalized network-input space, on the CPU.
-        labels: ``(n,)`` int64, spread evenly over the classes.
-        history: Loss curves over the same ``step`` axis; 0 where a step had no such term.
-        teacher_top1: Images that the float network gives their label, in percent.
-        bns_distance: Per BatchNorm layer, MSE of means plus MSE of variances between the whole set
-            and training (the layer's summand in L_BNS).
+        labels: ``(n,)`` int64: spread evenly over the classes, or the network's prediction where no
+            term of the recipe asks for a class.
+        history: Loss curves over the same ``step`` axis, one per term that the recipe has; 0 where
+            a step had no such term. Batches of learned images follow one another.
+        quality: What the float network says of the set.
+        noise_distance: `ImageQuality.bns_distance` of Gaussian noise, to set beside it.
         seconds: Wall time of this call, checkpointed earlier parts not included.
-        steps: Generator steps behind the images.
+        steps: Steps behind the images, of all batches.
         diverged: Training stopped at a loss that was not finite; the images come from the last
             good state.
         warnings: Sentences for the report.
@@ -54,8 +55,8 @@ class SyntheticImages:
     images: Tensor
     labels: Tensor
     history: dict[str, list[float]]
-    teacher_top1: float
-    bns_distance: list[float]
+    quality: ImageQuality
+    noise_distance: list[float]
     seconds: float
     steps: int
     diverged: bool = False
@@ -75,32 +76,46 @@ def synthesize(
     checkpoint: Path | None = None,
     checkpoint_every_seconds: float = 20.0,
     autocast: bool | None = None,
+    fast: bool = True,
+    bounds: Bounds | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> SyntheticImages:
-    """Trains a generator against ``network`` and returns a labelled set of its images.
+    """Makes a labelled set of images that ``network`` takes for its training data.
+
+    Same arguments and same machine: identical images, also when the run was interrupted and
+    continued from its checkpoint. A loss that is not finite stops the training of its batch: the
+    state of the last look, at most 50 steps before, is put back and used, and a warning says so.
 
     Args:
         network: Traced float network; moved to ``device``.
-        recipe: What to train for, and how long.
+        recipe: Source, loss weights, schedule.
         image_shape: (channels, height, width).
         num_classes: Classes of the network.
-        centers: Class centers, for recipes that use them.
-        num_images: Size of the final set.
+        centers: Class centers; needed by recipes with ``uses_centers``.
+        num_images: Images to make.
         device: Where to train.
-        seed: Same seed, device and thread count: same images, interrupted or not.
-        checkpoint: Where to keep the training state; a fitting one there is continued, any other is
-            overwritten. The caller deletes it.
-        checkpoint_every_seconds: Least time between two writes; a write that takes long is also
-            followed by ten times its own duration without one.
-        autocast: bfloat16 on or off; None: where it pays.
-        progress: Called with (steps done, steps, text).
+        seed: Of every random draw.
+        checkpoint: File to save the state in and to continue from, with a file beside it for each
+            finished batch (`discard_checkpoint` removes them); None keeps nothing.
+        checkpoint_every_seconds: Least time between two writes.
+        autocast: Train in bfloat16; None does so where it pays (`autocast_pays`) and ``fast``.
+        fast: Use the shortcuts; False is the plain float32 loop that they are tested against.
+        bounds: What learned pixels are held to; None for no bounds.
+        progress: Called with (steps done, steps in total, text).
+        ranks: Who shares the work: of a generator's batches each has a part, of learned images each
+            makes whole batches. All get the result; rank 0 alone writes the checkpoint.
 
     Raises:
         ModelError: The network has no BatchNorm layer, or the images are too small.
-        ConfigError: The recipe needs centers and there are none.
+        ConfigError: The recipe needs class centers and there are none, or a batch has fewer images
+            than there are ranks.
+        RankError: Another rank stopped.
         CalibrationError: The centers do not fit the network.
     """
     start = time.monotonic()
+    ranks.meet()  # from here on none is far behind the others
+    learned = recipe.learns_images
     synthesizer = Synthesizer(
         network,
         recipe,
@@ -109,36 +124,35 @@ def synthesize(
         centers=centers,
         device=device,
         seed=seed,
-        autocast=autocast_pays(device) if autocast is None else autocast,
+        autocast=fast and autocast_pays(device) if autocast is None else autocast,
+        fast=fast,
+        bounds=bounds,
+        ranks=ALONE if learned else ranks,
     )
-    warnings = _warnings(network, recipe, centers)
     store = None
-    if checkpoint is not None:
-        identity = run_identity(synthesizer, image_shape, seed, centers)
+    if checkpoint is not None and not ranks.follows:
+        identity = run_identity(synthesizer, num_images, centers, ranks.size)
         store = CheckpointStore(checkpoint, identity, checkpoint_every_seconds)
-    history = store.load_into(synthesizer) if store is not None else None
-    history = history or {"step": [], **{key: [] for key in TERMS}}
-    diverged = _train(synthesizer, history, store, progress)
-    if diverged:
-        warnings.append(
-            f"The generator diverged before step {diverged}: training stopped, and the images come "
-            f"from step {synthesizer.num_done}. A lower lr may help."
-        )
     labels = balanced_labels(num_images, num_classes)
-    if progress is not None:
-        progress(recipe.num_steps, recipe.num_steps, "drawing images")
-    images = synthesizer.sample(labels)
-    top1, distance = _judge(network, images, labels, device)
+    run = (
+        DealtSet(synthesizer, labels, store, progress, ranks)
+        if learned and not ranks.alone
+        else SetInTheMaking(synthesizer, labels, store, progress)
+    )
+    images, by_network = run.images(), recipe.labels_by_network
+    quality = image_quality(
+        network, in_batches(images, labels), device, labels_by_network=by_network
+    )
     return SyntheticImages(
         images=images,
-        labels=labels,
-        history=history,
-        teacher_top1=top1,
-        bns_distance=distance,
+        labels=quality.predicted if by_network else labels,
+        history=run.history,
+        quality=quality,
+        noise_distance=noise_distance(network, image_shape, device),
         seconds=time.monotonic() - start,
-        steps=synthesizer.num_done,
-        diverged=diverged is not None,
-        warnings=tuple(warnings),
+        steps=run.steps,
+        diverged=bool(run.warnings),
+        warnings=(*_warnings(network, recipe, centers), *run.warnings),
     )
 
 
@@ -151,78 +165,6 @@ def balanced_labels(num_images: int, num_classes: int) -> Tensor:
     full = torch.arange(num_classes).repeat(num_images // num_classes)
     rest = num_images % num_classes
     return torch.cat([full, torch.arange(rest) * num_classes // max(1, rest)])
-
-
-def _train(
-    synthesizer: Synthesizer,
-    history: History,
-    store: CheckpointStore | None,
-    progress: Progress | None,
-) -> int | None:
-    """Trains to the end of the recipe; returns the step of divergence, None when all went well.
-
-    Losses stay on the device between looks. A look that finds them all finite keeps the
-    generator's weights as the last good ones.
-    """
-    num_steps = synthesizer.recipe.num_steps
-    every = max(1, min(READ_EVERY, num_steps // 20))
-    stride = max(1, num_steps // HISTORY_POINTS)
-    good, good_step = _weights(synthesizer), synthesizer.num_done
-    pending: list[Tensor] = []
-    while synthesizer.num_done < num_steps:
-        losses = synthesizer.step().losses
-        pending.append(torch.stack([losses[key] for key in TERMS]))
-        done = synthesizer.num_done
-        if done % every and done < num_steps:
-            continue
-        values = torch.stack(pending).cpu()
-        pending.clear()
-        if not bool(values.isfinite().all()):
-            synthesizer.generator.load_state_dict(good)
-            synthesizer.num_done = good_step
-            return done
-        good, good_step = _weights(synthesizer), done
-        for step, row in zip(range(done - len(values), done), values.tolist(), strict=True):
-            if step % stride == 0:
-                history["step"].append(float(step))
-                for key, value in zip(TERMS, row, strict=True):
-                    history[key].append(value)
-        if store is not None and done < num_steps:
-            store.save_if_due(synthesizer, history)
-        if progress is not None:
-            progress(done, num_steps, f"generator loss {values[-1, 0]:.3f}")
-    if store is not None:
-        store.save(synthesizer, history)
-    return None
-
-
-def _weights(synthesizer: Synthesizer) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in synthesizer.generator.state_dict().items()}
-
-
-@torch.no_grad()
-def _judge(
-    network: StatisticsNetwork, images: Tensor, labels: Tensor, device: torch.device
-) -> tuple[float, list[float]]:
-    """Returns (teacher top-1 in percent, distance per BatchNorm layer) of a set, in float32."""
-    sizes = [layer.num_channels for layer in network.layers]
-    pooled = PooledStatistics(1, sum(sizes), device)
-    hits = 0
-    for batch, wanted in zip(torch.split(images, 32), torch.split(labels, 32), strict=True):
-        logits, bn_inputs = network(batch.to(device))
-        pairs = [batch_statistics(x) for x in bn_inputs]
-        mean, variance = (torch.cat([pair[kind] for pair in pairs]) for kind in (0, 1))
-        pooled.merge(0, mean, variance, len(batch))
-        hits += int((logits.argmax(1).cpu() == wanted).sum())
-    means, variances = torch.split(pooled.means[0], sizes), torch.split(pooled.variances[0], sizes)
-    distance = [
-        float(
-            (mean - layer.running_mean.to(device)).square().mean()
-            + (variance - layer.running_var.to(device)).square().mean()
-        )
-        for mean, variance, layer in zip(means, variances, network.layers, strict=True)
-    ]
-    return 100.0 * hits / max(1, len(labels)), distance
 
 
 def _warnings(

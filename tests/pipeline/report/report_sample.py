@@ -78,6 +78,7 @@ def _full() -> dict[str, Any]:
         "notes": ["Calibrated on 1,200 real and 400 synthetic images."],
         "warnings": ["2 damaged images were skipped: eval/3/0412.png, eval/7/0033.png."],
         "model": _model(),
+        "deploy": _deploy(),
         "data": _data(),
         "accuracy": _accuracy(),
         "bytes": {"fp32_onnx": 706_816, "qdq_onnx": 208_114, "plan": 262_840, "fp32_plan": 741_220},
@@ -132,6 +133,19 @@ def _model() -> dict[str, Any]:
         "classes": 10,
         "batchnorm_layers": 13,
         "preprocessing": {"resize": 32, "crop": 32, "mean": [0.305], "std": [0.378]},
+    }
+
+
+def _deploy() -> dict[str, Any]:
+    size = {"height": 32, "width": 32, "channels": 1, "resize": 32}
+    numbers = {"mean": [0.305], "std": [0.378], "interpolation": "bilinear"}
+    return {
+        "preprocessing": {**size, **numbers},
+        "class_names": [str(digit) for digit in range(10)],
+        "platform": "linux-x86_64",
+        "gpu": None,
+        "compute_capability": None,
+        "batches": [1, 8, 64],
     }
 
 

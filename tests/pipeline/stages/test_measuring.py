@@ -17,7 +17,7 @@ from fdda_deploy.pipeline.quantization.calibrate import calibrate
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.stages import sensing
 from fdda_deploy.pipeline.stages.context import RunContext, Stage
-from fdda_deploy.pipeline.stages.quantizing import converted, placement_with
+from fdda_deploy.pipeline.stages.placing import converted, placement_with
 from fdda_deploy.pipeline.stages.reading import LOAD, STATISTICS
 from fdda_deploy.pipeline.stages.sensing import Measuring, measuring
 from fdda_deploy.pipeline.stages.synthesizing import SYNTHESIZE

@@ -28,13 +28,16 @@ from fdda_deploy.pipeline.report.schema import validate
 from fdda_deploy.pipeline.run import ROAD, BuildResult, build
 
 FILES = {
+    "model.fp16.onnx",
     "model.fp32.onnx",
     "model.qdq.onnx",
     "engine.plan",
+    "plan_bytes.json",
     "calibration.json",
     "calibration.cache",
     "synthetic/images.npz",
     "synthetic/contact_sheet.png",
+    "synthetic/synthesis.json",
     "report.json",
     "report.html",
     "config.toml",

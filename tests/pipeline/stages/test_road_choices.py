@@ -12,7 +12,7 @@ from road_networks import own, write_images
 from fdda_deploy.calib_cache.store import load_record
 from fdda_deploy.errors import CalibrationError, ConfigError
 from fdda_deploy.pipeline.run import build
-from fdda_deploy.pipeline.synthesis import synthesize
+from fdda_deploy.pipeline.synthesis import loop
 
 
 def notes_of(report: dict[str, Any] | None) -> str:
@@ -20,14 +20,16 @@ def notes_of(report: dict[str, Any] | None) -> str:
     return " ".join(report["notes"])
 
 
-def test_without_any_image_the_generator_runs_without_centers_and_it_says_so(
+def test_without_any_image_genie_makes_them_and_the_report_says_so(
     networks: Path, tmp_path: Path
 ) -> None:
     result = build(own(networks, tmp_path, backend="ort-cpu"))
     report = result.report
     assert report is not None
-    assert report["recipe"] == "gdfq"
-    assert "No real image was used: the generator ran without class centers" in notes_of(report)
+    assert report["recipe"] == "genie"
+    assert "No real image was used (recipe genie): everything rests on" in notes_of(report)
+    assert "Recipe genie: there is no real image, and the network has" in notes_of(report)
+    assert report["synthesis"]["teacher_top1"] is None
     assert report["data"]["calibration"] is None
     assert report["data"]["calibrated_on"] == {"real": 0, "synthetic": 16}
     assert (report["accuracy"], report["data"]["evaluation"]) == (None, None)
@@ -75,7 +77,7 @@ def test_the_papers_recipe_runs_interleaved_on_ranges_of_an_untrained_generator(
 def test_images_that_are_not_finite_are_refused_before_they_spread(
     networks: Path, tmp_path: Path
 ) -> None:
-    config = own(networks, tmp_path, overrides={"lr": 1e30})
+    config = own(networks, tmp_path, recipe="gdfq", overrides={"lr": 1e30})
     with pytest.raises(CalibrationError, match=r"gdfq: the generator diverged at once.*Lower lr"):
         build(config, until="synthesize")
 
@@ -83,7 +85,9 @@ def test_images_that_are_not_finite_are_refused_before_they_spread(
 def test_a_generator_that_diverged_cannot_teach_interleaved(
     networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthesize, "_train", lambda *_: 1)  # as at a loss that is not finite
+    monkeypatch.setattr(
+        loop.SetInTheMaking, "_train", lambda *_: 1
+    )  # as at a loss that is not finite
     data = str(networks / "calib.npz")
     config = own(networks, tmp_path, calib_data=data, recipe="fdda-paper", num_steps=80)
     with pytest.raises(CalibrationError, match="fdda-paper: the generator diverged before the st"):
@@ -100,7 +104,8 @@ COMBINATIONS = [
     ("w4a8", "trt", "rtx"),
     ("w4a16", "trt", "rtx"),
     ("w2a3", "trt", "rtx"),
-    ("w8a8", "ort-cpu", "rtx"),
+    ("w8a8", "ort-cpu", "ort-cpu"),
+    ("w8a8", "ort-cpu", "auto"),
 ]
 
 
@@ -131,7 +136,8 @@ def test_every_scheme_target_and_backend_agrees_with_torch(
     assert report is not None
     assert report["parity"]["top1_agreement"] >= 99.5
     assert report["parity"]["relative_l2"] < 1e-2
-    assert (report["scheme"], report["target"], report["backend"]) == (scheme, target, backend)
+    runs_on = "ort-cpu" if backend == "auto" else backend
+    assert (report["scheme"], report["target"], report["backend"]) == (scheme, target, runs_on)
     assert (report["check"] is None) == (target == "ort-cpu")
     assert report["accuracy"]["quantized"]["n"] == 40
     plan = shared_out / "engine.plan"
@@ -150,8 +156,8 @@ def test_parameters_that_onnx_folds_still_agree_after_fine_tuning(
         networks,
         tmp_path,
         "gained",
-        backend="ort-cpu",
         calib_data=str(networks / "calib.npz"),
+        target="trt",
         scheme="w4a4",
         effort="none",
         finetune_steps=40,
@@ -176,7 +182,7 @@ def test_unlabelled_images_give_no_centers_and_no_accuracy(networks: Path, tmp_p
     config = own(networks, tmp_path / "out", backend="ort-cpu", calib_data=flat, eval_data=flat)
     report = build(config).report
     assert report is not None
-    assert (report["recipe"], report["accuracy"]) == ("gdfq", None)
+    assert (report["recipe"], report["accuracy"]) == ("genie", None)
     assert report["data"]["calibrated_on"] == {"real": 24, "synthetic": 16}
     with pytest.raises(ConfigError, match="--recipe fdda needs one labelled real image per class"):
         build(own(networks, tmp_path / "out", calib_data=flat, recipe="fdda"))

@@ -8,7 +8,8 @@ import torch
 
 from fdda_deploy.pipeline.network import StatisticsNetwork
 from fdda_deploy.pipeline.synthesis.centers import ClassCenters
-from fdda_deploy.pipeline.synthesis.recipes import Recipe, recipe_named, reduced
+from fdda_deploy.pipeline.synthesis.recipes import RECIPES, Recipe, recipe_named
+from fdda_deploy.pipeline.synthesis.schedules import reduced
 from fdda_deploy.pipeline.synthesis.synthesize import Synthesizer, SyntheticImages, synthesize
 
 CPU = torch.device("cpu")
@@ -22,7 +23,7 @@ def synthesizer(
     seed: int = 0,
     *,
     autocast: bool = False,
-    fused: bool = True,
+    fast: bool = True,
 ) -> Synthesizer:
     return Synthesizer(
         network,
@@ -33,7 +34,7 @@ def synthesizer(
         device=CPU,
         seed=seed,
         autocast=autocast,
-        fused=fused,
+        fast=fast,
     )
 
 
@@ -44,6 +45,7 @@ def run(
     checkpoint: Path | None = None,
     seed: int = 0,
     progress: object = None,
+    num_images: int = 10,
 ) -> SyntheticImages:
     return synthesize(
         network,
@@ -51,7 +53,7 @@ def run(
         image_shape=SHAPE,
         num_classes=3,
         centers=centers,
-        num_images=10,
+        num_images=num_images,
         device=CPU,
         seed=seed,
         checkpoint=checkpoint,
@@ -61,5 +63,9 @@ def run(
 
 
 def small(name: str, num_steps: int, **overrides: object) -> Recipe:
-    sizes = {"random_batch": 6, **({"class_batch": 5} if name != "gdfq" else {})}
+    sizes: dict[str, object] = {"random_batch": 6}
+    if RECIPES[name].uses_centers:
+        sizes["class_batch"] = 5
+    if RECIPES[name].learns_images:
+        sizes = {"set_batch": 4, "width": 16}
     return reduced(recipe_named(name, {**sizes, **overrides}), num_steps)

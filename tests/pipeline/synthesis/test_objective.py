@@ -9,7 +9,9 @@ from fdda_deploy.pipeline.network import StatisticsNetwork, statistics_network, 
 from fdda_deploy.pipeline.synthesis.centers import ClassCenters
 from fdda_deploy.pipeline.synthesis.objective import Objective
 from fdda_deploy.pipeline.synthesis.recipes import recipe_named
+from fdda_deploy.pipeline.synthesis.rewiring import SeeingNetwork, Seen
 from fdda_deploy.pipeline.synthesis.statistics import batch_statistics
+from fdda_deploy.pipeline.synthesis.targets import AlignmentTargets
 
 CPU = torch.device("cpu")
 Pairs = list[tuple[Tensor, Tensor]]
@@ -42,8 +44,10 @@ def test_one_forward_gives_the_papers_sum_over_two_forwards(
 ) -> None:
     images = torch.randn(11, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     labels = [torch.arange(6) % 3, torch.full((5,), class_index)]
-    found = Objective(tiny, recipe_named(name), centers, CPU).losses(
-        *tiny(images), labels, class_index, torch.Generator().manual_seed(5)
+    seeing, recipe = SeeingNetwork(tiny), recipe_named(name)
+    goal = AlignmentTargets(seeing, recipe, (3, 8, 8), CPU)
+    found = Objective(seeing, recipe, centers, CPU, goal).losses(
+        seeing(images), images, labels, class_index, torch.Generator().manual_seed(5)
     )
     (logits_r, inputs_r), (logits_c, inputs_c) = tiny(images[:6]), tiny(images[6:])
     stats_r, stats_c = ([batch_statistics(x) for x in inputs] for inputs in (inputs_r, inputs_c))
@@ -78,8 +82,11 @@ def test_class_batch_reaches_deep_layers_and_in_the_fallback_all(
     centers = ClassCenters((2, 3, 4, 5, 6, 7), rows, rows, counts, torch.full((3,), right))
     bn_inputs = [torch.randn(4, 3, 8, 8, requires_grad=True) for _ in range(8)]
     labels = [torch.zeros(2, dtype=torch.int64)] * 2
-    values = Objective(network, recipe_named("fdda"), centers, CPU).losses(
-        torch.randn(4, 3), bn_inputs, labels, 0, torch.Generator()
+    seeing, recipe = SeeingNetwork(network), recipe_named("fdda")
+    seen = Seen(torch.randn(4, 3), tuple(bn_inputs), None)
+    goal = AlignmentTargets(seeing, recipe, (3, 8, 8), CPU)
+    values = Objective(seeing, recipe, centers, CPU, goal).losses(
+        seen, torch.zeros(4, 3, 8, 8), labels, 0, torch.Generator()
     )
     values["total"].backward()
     grads = [x.grad for x in bn_inputs if x.grad is not None]

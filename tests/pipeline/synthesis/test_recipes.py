@@ -6,14 +6,8 @@ import re
 import pytest
 
 from fdda_deploy.errors import ConfigError
-from fdda_deploy.pipeline.synthesis.recipes import (
-    RECIPES,
-    SHORT_RUN,
-    Recipe,
-    describe_schedule,
-    recipe_named,
-    reduced,
-)
+from fdda_deploy.pipeline.synthesis.recipes import RECIPES, Recipe, recipe_named
+from fdda_deploy.pipeline.synthesis.schedules import SHORT_RUN, describe_schedule, reduced
 
 PUBLISHED = {
     "ce_random_weight": 0.5,
@@ -48,6 +42,27 @@ PUBLISHED = {
     "student_cosine_period_steps": 20_000,
     "ranges_from": "untrained-generator",
     "quantize_everything": False,
+    "finetune_loss": "fdda",
+    "source": "generator",
+    "set_batch": 128,
+    "width": 128,
+    "statistic": "variance",
+    "norm": "mean",
+    "per_image": False,
+    "input_statistics": False,
+    "slack_quantile": 0.0,
+    "layer_enhancement": False,
+    "joint_statistics": False,
+    "swing": False,
+    "margin_weight": 0.0,
+    "margin_degrees": 60.0,
+    "tv_weight": 0.0,
+    "l2_weight": 0.0,
+    "flip": False,
+    "shift_px": 0,
+    "low_pass_px": 0.0,
+    "latent_lr": 0.1,
+    "lr_decay": "milestones",
 }
 MENDED = {
     "noise": "relative",
@@ -93,7 +108,7 @@ def test_overrides_take_what_toml_gives() -> None:
     ("name", "overrides", "message"),
     [
         ("fda", {}, "--recipe fda: Did you mean fdda"),
-        ("xyz", {}, "Want one of fdda, fdda-paper, gdfq"),
+        ("xyz", {}, "Want one of fdda, fdda-paper, gdfq, lrq, zeroq, dsg, genie"),
         ("fdda", {"num_epoch": 3}, "there is no field num_epoch. Did you mean num_epochs"),
         ("fdda", {"name": "mine"}, "there is no field name"),
         ("fdda", {"num_epochs": 2.5}, "num_epochs = 2.5: want a whole number"),

@@ -118,20 +118,20 @@ def test_trained_images_look_more_like_their_class_and_like_training_data(
         )
 
     untrained, trained = judged(1), judged(100)
-    assert untrained.teacher_top1 < 50
-    assert trained.teacher_top1 > 70
-    assert sum(trained.bns_distance) < 0.5 * sum(untrained.bns_distance)
+    assert untrained.quality.top1 < 50
+    assert trained.quality.top1 > 70
+    assert sum(trained.quality.bns_distance) < 0.5 * sum(untrained.quality.bns_distance)
 
 
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
 @pytest.mark.parametrize("autocast", [True, False], ids=["bfloat16", "float32"])
 def test_shortcuts_agree_with_the_plain_float32_step(
-    tiny: StatisticsNetwork, centers: ClassCenters, *, autocast: bool, fused: bool
+    tiny: StatisticsNetwork, centers: ClassCenters, *, autocast: bool, fast: bool
 ) -> None:
     """2 % in bfloat16 (8 bits of mantissa through some ten layers), 0.01 % for the fused form."""
     recipe = small("fdda", 400)
-    plain = synthesizer(tiny, recipe, centers, fused=False).step().losses
-    fast = synthesizer(tiny, recipe, centers, autocast=autocast, fused=fused).step().losses
+    plain = synthesizer(tiny, recipe, centers, fast=False).step().losses
+    fast = synthesizer(tiny, recipe, centers, autocast=autocast, fast=fast).step().losses
     for key in TERMS:
         assert float(fast[key]) == pytest.approx(float(plain[key]), rel=2e-2 if autocast else 1e-4)
 
@@ -148,18 +148,18 @@ def test_result_says_what_it_is(tiny: StatisticsNetwork, centers: ClassCenters) 
     assert (result.steps, result.diverged, result.warnings) == (6, False, ())
     assert result.history["step"] == [0, 1, 2, 3, 4, 5]
     assert {len(curve) for curve in result.history.values()} == {6}
-    assert len(result.bns_distance) == len(tiny.layers)
+    assert len(result.quality.bns_distance) == len(tiny.layers)
     _, bn_inputs = tiny(result.images)
     mean, variance = batch_statistics(bn_inputs[1])
     layer = tiny.layers[1]
     gap = (mean - layer.running_mean).square().mean() + (
         variance - layer.running_var
     ).square().mean()
-    assert result.bns_distance[1] == pytest.approx(float(gap), rel=1e-3)
+    assert result.quality.bns_distance[1] == pytest.approx(float(gap), rel=1e-3)
 
 
 def test_long_history_is_thinned(tiny: StatisticsNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fdda_deploy.pipeline.synthesis.synthesize.HISTORY_POINTS", 5)
+    monkeypatch.setattr("fdda_deploy.pipeline.synthesis.loop.HISTORY_POINTS", 5)
     result = run(tiny, small("gdfq", 20), None)
     assert result.history["step"] == [0, 4, 8, 12, 16]
 
@@ -191,10 +191,13 @@ def test_divergence_stops_at_the_last_good_state(
     def poisoned(self: Synthesizer) -> object:
         record = real_step(self)
         if self.num_done == 20:
-            weights[:] = [self.generator.linear.weight, self.generator.linear.weight.clone()]
+            weights[:] = [
+                self.source.generator.linear.weight,
+                self.source.generator.linear.weight.clone(),
+            ]
         if self.num_done == 30:
             with torch.no_grad():
-                self.generator.linear.weight.fill_(float("nan"))
+                self.source.generator.linear.weight.fill_(float("nan"))
         return record
 
     monkeypatch.setattr(Synthesizer, "step", poisoned)
@@ -225,7 +228,7 @@ def test_untrained_network_is_a_warning() -> None:
 
 
 def test_fdda_without_centers_names_both_ways_out(tiny: StatisticsNetwork) -> None:
-    with pytest.raises(ConfigError, match="--calib-data DIR, or --recipe gdfq"):
+    with pytest.raises(ConfigError, match="--calib-data DIR, or --recipe genie"):
         synthesizer(tiny, small("fdda", 2), None)
 
 
