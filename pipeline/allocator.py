@@ -1,10 +1,11 @@
-"""The C allocator told to keep what it was given back, so that activations reuse warm memory."""
+"""Memory on the CPU: freed memory stays for the next activation, and batches fit the cache."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -12,6 +13,20 @@ _HEAP_FROM_BYTES = (2**30, 2**25)
 """Allocations below this come from the heap; older glibc refuses more than 32 MiB."""
 _KEEP_BYTES = 2**31 - 1
 """Free memory at the heap's end goes back to the kernel above this: the largest C ``int``."""
+_CACHE_PIXELS = 8 * 224 * 224
+"""mobilenet_v2 at 224 px runs fastest with eight images at a time; with smaller ones the calls
+cost more than the cache saves."""
+
+
+def batch_that_fits_cache(shape: Sequence[int]) -> int:
+    """Returns how many images ``(N, C, H, W)`` to run at a time, without gradients.
+
+    Example:
+        >>> batch_that_fits_cache((500, 3, 224, 224)), batch_that_fits_cache((500, 3, 32, 32))
+        (8, 128)
+    """
+    height, width = shape[-2:]
+    return max(1, min(128, _CACHE_PIXELS // max(1, height * width)))
 
 
 def keep_freed_memory() -> bool:

@@ -80,6 +80,7 @@ def student_loss(
     loss: str = "fdda",
     alpha: float = 20.0,
     temperature: float = 20.0,
+    parts: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
     """Returns ``CE + alpha tau^2 KL`` (FDDA, arXiv 2109.04186) or ``CE + tau^2 DKD``.
 
@@ -93,6 +94,8 @@ def student_loss(
         loss: One of `LOSSES`.
         alpha: Weight of FDDA's distillation term; ``dkd`` brings its own two.
         temperature: ``tau``.
+        parts: What the distillation term and CE are multiplied by: where these images are a share
+            of a batch, its parts of the batch and of the labelled images in it.
     """
     known = labels >= 0
     if loss == "dkd":
@@ -100,6 +103,7 @@ def student_loss(
         total = temperature**2 * decoupled_loss(student, teacher, target, temperature)
     else:
         total = alpha * temperature**2 * distillation_loss(student, teacher, temperature)
+    total = total * parts[0]
     if known.any():
-        total = total + F.cross_entropy(student[known], labels[known])
+        total = total + F.cross_entropy(student[known], labels[known]) * parts[1]
     return total

@@ -82,9 +82,7 @@ def equalize(
         ConfigError: An exponent outside [0, 1].
         CalibrationError: No images, or a tensor that is not finite on them.
     """
-    for name, exponent in (("dense", dense), ("depthwise", depthwise)):
-        if not 0 <= exponent <= 1:
-            raise ConfigError(f"{name}: {exponent} is not an exponent. Give a number from 0 to 1.")
+    _require_exponents(dense=dense, depthwise=depthwise)
     measured = _measure(graph_module, images_batches, clips=act_bits < CLIPS_BELOW)
     num_groups, tensors = 0, []
     for group in find_channel_groups(graph_module, measured.shapes):
@@ -96,6 +94,12 @@ def equalize(
         num_groups += 1
         tensors += [node.name for node in group.tensors if any(map(is_layer, node.users))]
     return EqualizeResult(num_groups, tuple(tensors))
+
+
+def _require_exponents(**exponents: float) -> None:
+    for name, exponent in exponents.items():
+        if not 0 <= exponent <= 1:
+            raise ConfigError(f"{name}: {exponent} is not an exponent. Give a number from 0 to 1.")
 
 
 class _Measure(fx.Interpreter):

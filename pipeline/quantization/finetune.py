@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fdda_deploy.errors import ConfigError
+from fdda_deploy.pipeline.allocator import batch_that_fits_cache
+from fdda_deploy.pipeline.distributed import ALONE, Ranks
 from fdda_deploy.pipeline.network import Progress
 from fdda_deploy.pipeline.quantization.augmentation import augmented
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
@@ -135,6 +137,7 @@ def finetune(
     device: torch.device,
     seed: int,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> FinetuneResult:
     """Trains weights and biases of ``network`` in place; keeps them only if they help.
 
@@ -150,6 +153,7 @@ def finetune(
         device: Where to train.
         seed: Of batches and augmentation.
         progress: Called with (step, steps, text).
+        ranks: Who takes a share of each batch; all start from the same network and end with it.
     """
     network.to(device)
     teacher = teacher.to(device).eval()
@@ -160,7 +164,7 @@ def finetune(
     try:
         for parameter in network.parameters() if fixed is None else fixed.trained:
             parameter.requires_grad_(True)
-        losses = _train(network, teacher, draws, settings, generator, fixed, progress)
+        losses = _train(network, teacher, draws, settings, generator, fixed, progress, ranks)
         after = divergence(network, teacher, held_out, device)
     finally:
         network.requires_grad_(False)
@@ -184,6 +188,7 @@ def _train(
     generator: torch.Generator,
     fixed: FixedIntegers | None,
     progress: Progress | None,
+    ranks: Ranks,
 ) -> list[Tensor]:
     """Takes all steps, or those until one is not finite; returns the loss of each, on the device.
 
@@ -198,28 +203,45 @@ def _train(
     reshaper.reshape()
     for step in range(settings.num_steps):
         images, labels = _batch(draws, settings, generator, device)
-        with torch.no_grad():
-            target = teacher(images)
-        loss = student_loss(
-            network(images),
-            target,
-            labels,
-            loss=settings.loss,
-            alpha=settings.alpha,
-            temperature=settings.temperature,
-        )
         optimizer.zero_grad(set_to_none=True)
+        loss = _loss(network, teacher, images, labels, settings, ranks)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        ranks.add_gradients(p for group in optimizer.param_groups for p in group["params"])
         reshaper.scale_gradients()
         optimizer.step()
         reshaper.reshape()
         schedule.step()
-        losses.append(loss.detach())
+        losses.append(ranks.add_up(loss.detach()))
         if progress is not None:
             progress(step + 1, settings.num_steps, "fine-tuning")
         if step % CHECK_EVERY == CHECK_EVERY - 1 and not math.isfinite(float(losses[-1])):
             break
     return losses
+
+
+def _loss(
+    network: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    settings: FinetuneSettings,
+    ranks: Ranks,
+) -> Tensor:
+    """Returns this rank's part of the batch's loss: the parts of all ranks add up to it."""
+    mine = ranks.share(len(images))
+    x, y = images[mine], labels[mine]
+    with torch.no_grad():
+        target = teacher(x)
+    known = (float((part >= 0).sum()) for part in (y, labels))
+    return student_loss(
+        network(x),
+        target,
+        y,
+        loss=settings.loss,
+        alpha=settings.alpha,
+        temperature=settings.temperature,
+        parts=(len(y) / len(labels), next(known) / max(1.0, next(known))),
+    )
 
 
 @torch.no_grad()
@@ -228,7 +250,7 @@ def divergence(
 ) -> float:
     """Returns the mean KL(teacher || student) at temperature 1 over ``images``, in nats."""
     total = 0.0
-    for batch in torch.split(images, 32):
+    for batch in torch.split(images, batch_that_fits_cache(images.shape)):
         x = batch.to(device)
         total += float(distillation_loss(network(x), teacher(x), 1.0)) * len(batch)
     return total / max(1, len(images))

@@ -52,8 +52,8 @@ class LearnedStep(nn.Module):
     """Rounds an activation to its grid with a learned scale ``s exp(r)``, and drops the rounding.
 
     The gradient of the scale is that of LSQ (Esser et al., arXiv 1902.08153, eq. 3):
-    ``round(x/s) - x/s`` inside the range, its first or last step outside. With ``drop`` each element
-    keeps its float value with that probability (QDrop, Wei et al., arXiv 2203.05740).
+    ``round(x/s) - x/s`` inside the range, its first or last step outside. With ``drop`` each
+    element keeps its float value with that probability (QDrop, Wei et al., arXiv 2203.05740).
 
     Stands in for an `ActivationQuantizer`.
 

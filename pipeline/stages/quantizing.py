@@ -30,7 +30,8 @@ from fdda_deploy.pipeline.stages.synthesizing import synthetic_images
 from fdda_deploy.pipeline.workspace import Json
 
 LAYER_IMAGES = 16
-BIAS_IMAGES = 128
+BIAS_IMAGES = {"small": 128, "large": 64}
+"""Images behind the mean shift of a layer, up to 64 px and above: there each has many positions."""
 TIE_PIXELS = 2**19
 
 
@@ -55,25 +56,11 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
     placement = placement_of(context)
     reference = reference_of(context, pool, progress)
     network = converted(context, placement, reference)
-    counts = pool.calibration_counts(settings.calibrate_on)
-    batches = pool.calibration_batches(counts, context.config.run.batch_size)
-    recipe = context.recipe
-    untrained = recipe is not None and recipe.ranges_from == "untrained-generator"
-    if untrained:
-        counts = (0, sum(counts))
-        images = untrained_images(context, counts[1])
-        batches = iter(torch.split(images, context.config.run.batch_size))
-    calibrate(
-        network,
-        batches,
-        observer=settings.observer,
-        device=context.device,
-        num_images=sum(counts),
-        progress=progress,
-    )
+    counts, untrained = _calibrated(context, network, pool, progress)
     search = searched_scales(context, network, reference, pool, progress)
     rounding = rounded(context, network, reference, pool, progress)
     correction = None
+    recipe = context.recipe
     published = recipe is not None and not recipe.quantize_everything  # it corrects nothing
     if rounding["closed_form"] is None and not published:  # closed form corrects as it goes
         progress(0, 0, "correcting biases")
@@ -104,10 +91,33 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
     }
 
 
+def _calibrated(
+    context: RunContext, network: QuantNetwork, pool: Pool, progress: Progress
+) -> tuple[tuple[int, int], bool]:
+    """Fixes all ranges; returns how many images (real, synthetic), and whether untrained ones."""
+    settings, batch_size = context.config.quantize, context.config.run.batch_size
+    counts = pool.calibration_counts(settings.calibrate_on)
+    batches = pool.calibration_batches(counts, batch_size)
+    recipe = context.recipe
+    untrained = recipe is not None and recipe.ranges_from == "untrained-generator"
+    if untrained:
+        counts = (0, sum(counts))
+        batches = iter(torch.split(untrained_images(context, counts[1]), batch_size))
+    calibrate(
+        network,
+        batches,
+        observer=settings.observer,
+        device=context.device,
+        num_images=sum(counts),
+        progress=progress,
+    )
+    return counts, untrained
+
+
 def _tie_images(context: RunContext) -> int:
     """Returns how many images show which values are common, about half a million pixels."""
     height, width = context.preprocessing.shape[1:]
-    return min(BIAS_IMAGES, max(8, TIE_PIXELS // (height * width)))
+    return min(BIAS_IMAGES["small"], max(8, TIE_PIXELS // (height * width)))
 
 
 def _correct_biases(context: RunContext, network: QuantNetwork, pool: Pool) -> dict[str, Json]:
@@ -118,7 +128,7 @@ def _correct_biases(context: RunContext, network: QuantNetwork, pool: Pool) -> d
     teacher, device = context.float_graph.module.to(context.device), context.device
 
     def correction() -> dict[str, Json]:
-        images = pool.sample(BIAS_IMAGES)
+        images = pool.sample(BIAS_IMAGES["small" if context.small_images else "large"])
         return {"biases": correct_biases(network, teacher, images, device)}
 
     return kept_if_better(context, network, pool.held_out(), correction)

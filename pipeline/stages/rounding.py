@@ -6,7 +6,7 @@ import copy
 from dataclasses import asdict
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.quantization.closed_form import RoundingSettings, round_network
@@ -77,49 +77,70 @@ def rounded(
     is in no effort: from a closed-form start it lowered the error of hardly any block in the time
     that distillation needs (benchmarks/ablation.py).
     """
-    effort, device = effort_of(context), context.device
+    effort = effort_of(context)
     if effort == "none":
         return {"effort": effort, "closed_form": None, "reconstruction": None}
     progress(0, 0, "loading images")
     images = pool.sample(NUM_IMAGES["small" if context.small_images else "large"])
     held_out = pool.held_out()
-    limit = int(context.config.quantize.memory_limit * 2**30)
-
-    def closed_form() -> dict[str, Json]:
-        found = round_network(
-            network,
-            reference,
-            torch.split(images, _BATCH),
-            settings=RoundingSettings(),
-            device=device,
-            seed=context.config.run.seed,
-            memory_limit_bytes=int(limit * _STREAM_SHARE),
-            progress=progress,
-        )
-        return {"left": [list(pair) for pair in found.left], "seconds": found.seconds}
-
-    def reconstruction() -> dict[str, Json]:
-        settings = RECONSTRUCTION[effort]
-        found = reconstruct(
-            network,
-            reference,
-            torch.split(images, _BATCH),
-            settings=settings,
-            device=device,
-            seed=context.config.run.seed,
-            memory_limit_bytes=limit // 2,
-            progress=progress,
-        )
-        return {
-            "settings": dict(asdict(settings)),
-            "blocks": len(found.blocks),
-            "blocks_kept": sum(block.kept for block in found.blocks),
-            "warnings": list(found.warnings),
-            "seconds": found.seconds,
-        }
-
+    parts = context, network, reference, images, progress
     record: dict[str, Json] = {"effort": effort, "images": len(images), "reconstruction": None}
-    record["closed_form"] = kept_if_better(context, network, held_out, closed_form)
+    record["closed_form"] = kept_if_better(
+        context, network, held_out, lambda: _in_closed_form(*parts)
+    )
     if effort == "best":
-        record["reconstruction"] = kept_if_better(context, network, held_out, reconstruction)
+        record["reconstruction"] = kept_if_better(
+            context, network, held_out, lambda: _reconstructed(*parts)
+        )
     return record
+
+
+def _in_closed_form(
+    context: RunContext,
+    network: QuantNetwork,
+    reference: fx.GraphModule,
+    images: Tensor,
+    progress: Progress,
+) -> dict[str, Json]:
+    found = round_network(
+        network,
+        reference,
+        torch.split(images, _BATCH),
+        settings=RoundingSettings(),
+        device=context.device,
+        seed=context.config.run.seed,
+        memory_limit_bytes=int(_limit_bytes(context) * _STREAM_SHARE),
+        progress=progress,
+    )
+    return {"left": [list(pair) for pair in found.left], "seconds": found.seconds}
+
+
+def _reconstructed(
+    context: RunContext,
+    network: QuantNetwork,
+    reference: fx.GraphModule,
+    images: Tensor,
+    progress: Progress,
+) -> dict[str, Json]:
+    settings = RECONSTRUCTION[effort_of(context)]
+    found = reconstruct(
+        network,
+        reference,
+        torch.split(images, _BATCH),
+        settings=settings,
+        device=context.device,
+        seed=context.config.run.seed,
+        memory_limit_bytes=_limit_bytes(context) // 2,
+        progress=progress,
+    )
+    return {
+        "settings": dict(asdict(settings)),
+        "blocks": len(found.blocks),
+        "blocks_kept": sum(block.kept for block in found.blocks),
+        "warnings": list(found.warnings),
+        "seconds": found.seconds,
+    }
+
+
+def _limit_bytes(context: RunContext) -> int:
+    return int(context.config.quantize.memory_limit * 2**30)

@@ -11,11 +11,11 @@ import pytest
 
 from fdda_deploy.config import BuildConfig, ModelConfig
 from fdda_deploy.pipeline import allocator, run
-from fdda_deploy.pipeline.allocator import keep_freed_memory
+from fdda_deploy.pipeline.allocator import batch_that_fits_cache, keep_freed_memory
 
 PAGE_FAULTS_OF_REUSE = """
 import ctypes, resource, sys
-from fdda_deploy.pipeline.allocator import keep_freed_memory
+from fdda_deploy.pipeline.allocator import batch_that_fits_cache, keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 libc = ctypes.CDLL(None)
@@ -107,3 +107,12 @@ def test_a_run_keeps_freed_memory(monkeypatch):
     monkeypatch.setattr(run, "keep_freed_memory", keep)
     with pytest.raises(KeptError):
         run.build(BuildConfig(ModelConfig("digits")))
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"), [((224, 224), 8), ((32, 32), 128), ((448, 448), 2), ((2000, 2000), 1)]
+)
+def test_a_batch_has_about_the_pixels_of_eight_photographs(
+    size: tuple[int, int], wanted: int
+) -> None:
+    assert batch_that_fits_cache((500, 3, *size)) == wanted
