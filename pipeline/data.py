@@ -62,6 +62,11 @@ class ImageSet:
         return len(self._indices())
 
     @property
+    def num_named(self) -> int:
+        """Images of the source, damaged ones included; asking decodes nothing."""
+        return len(self._candidates)
+
+    @property
     def labelled(self) -> bool:
         """Whether the source has classes; asking decodes nothing."""
         return self._classes.labels is not None

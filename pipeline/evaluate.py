@@ -17,6 +17,7 @@ from torch import nn
 
 from fdda_deploy.errors import DataError, ModelError
 from fdda_deploy.pipeline.data import ImageSet
+from fdda_deploy.pipeline.distributed import ALONE, Ranks
 from fdda_deploy.pipeline.network import Progress
 
 Z_95 = 1.959963984540054
@@ -71,6 +72,7 @@ def evaluate(
     images: ImageSet,
     batch_size: int,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Returns how a network does on labelled images.
 
@@ -79,8 +81,11 @@ def evaluate(
         images: Images with labels.
         batch_size: Images per call; the last call may get fewer.
         progress: Told how many images are done.
+        ranks: Who takes a share of the batches; every rank gets the whole result, the same as one
+            rank alone.
 
     Raises:
+        RankError: Another rank stopped.
         DataError: The images have no labels, or a label is beyond the network's classes.
         ModelError: The logits have NaN in them or the wrong shape.
     """
@@ -90,21 +95,40 @@ def evaluate(
             f"{images.origin}: has no labels, so no accuracy can be measured. Give --eval-data a "
             "folder per class, or an .npz with y."
         )
-    predictions, ranks = np.zeros_like(labels), np.zeros_like(labels)
-    num_classes = done = 0
-    for batch, _ in images.batches(batch_size):
-        chosen = slice(done, done + len(batch))
-        logits = _checked(predict(batch.numpy()), done, len(batch), images)
-        num_classes, done = logits.shape[1], chosen.stop
-        predictions[chosen] = logits.argmax(axis=1)
-        ranks[chosen] = _ranks(logits, labels[chosen], images)
-        if progress is not None:
-            progress(done, len(labels), "evaluating")
+    size = max(1, batch_size)
+    mine = ranks.share(-(-len(labels) // size))  # whole batches: the same arithmetic
+    chosen = np.arange(len(labels))[mine.start * size : mine.stop * size]
+    found = _answers(predict, images, chosen, batch_size, progress)
+    gathered = [part for part in ranks.gathered(found) if len(part[0])]
+    predictions = np.concatenate([part[0] for part in gathered])
+    places = np.concatenate([part[1] for part in gathered])
+    num_classes = gathered[0][2]
     correct = int((predictions == labels).sum())
     low, high = wilson_interval(correct, len(labels))
-    top5 = 100 * float((ranks < TOP_K).mean()) if num_classes > TOP_K else None
+    top5 = 100 * float((places < TOP_K).mean()) if num_classes > TOP_K else None
     top1 = 100 * correct / len(labels)
     return Evaluation(predictions, labels, top1, top5, len(labels), low, high)
+
+
+def _answers(
+    predict: Predictor,
+    images: ImageSet,
+    chosen: NDArray[np.int64],
+    batch_size: int,
+    progress: Progress | None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Returns predictions, the label's place in each answer, and the number of classes."""
+    predictions, places = np.zeros_like(chosen), np.zeros_like(chosen)
+    num_classes = done = 0
+    for batch, labels in images.batches(batch_size, chosen):
+        here = slice(done, done + len(batch))
+        logits = _checked(predict(batch.numpy()), int(chosen[done]), len(batch), images)
+        num_classes, done = logits.shape[1], here.stop
+        predictions[here] = logits.argmax(axis=1)
+        places[here] = _places(logits, labels.numpy(), images)
+        if progress is not None:
+            progress(done, len(chosen), "evaluating")
+    return predictions, places, num_classes
 
 
 def torch_predictor(module: nn.Module, device: torch.device | str = "cpu") -> Predictor:
@@ -197,7 +221,7 @@ def _checked(
     return logits
 
 
-def _ranks(
+def _places(
     logits: NDArray[np.float32], labels: NDArray[np.int64], images: ImageSet
 ) -> NDArray[np.int64]:
     """Returns how many classes come before the label; of equal logits the lower index is first."""

@@ -142,6 +142,12 @@ def uint8_from_normalized(images: Tensor, preprocessing: Preprocessing) -> NDArr
     return pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
 
+def pixel_bounds(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """Returns what black and white become as network input, each ``(C,)`` float32."""
+    mean, std = (column.flatten() for column in _columns(preprocessing))
+    return (0 - mean) / std, (1 - mean) / std
+
+
 def default_resize(height: int, width: int) -> int | None:
     """Returns the shorter side before the crop where nothing is known about a network.
 

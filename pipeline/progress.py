@@ -57,12 +57,24 @@ def stage_progress(console: Console, label: str = "") -> Iterator[Progress]:
         console.print(f"{label}  {seconds:.1f} s", markup=False, highlight=False)
 
 
+def rate_in_words(steps_per_second: float | None) -> str:
+    """Returns for instance ``12.5/s`` or ``3.2 s each``; nothing while it is not known.
+
+    Example:
+        >>> rate_in_words(0.25)
+        '4.0 s each'
+    """
+    if not steps_per_second:
+        return ""
+    slow = steps_per_second < 1
+    return f"{1 / steps_per_second:.1f} s each" if slow else f"{steps_per_second:.1f}/s"
+
+
 class _RateColumn(bars.ProgressColumn):
-    """Steps per second."""
+    """Steps per second, or seconds per step where they are slow."""
 
     def render(self, task: bars.Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f}/s")
+        return Text(rate_in_words(task.finished_speed or task.speed))
 
 
 def _bar(console: Console) -> bars.Progress:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,26 @@ from fdda_deploy import __version__
 from fdda_deploy.config import BuildConfig
 from fdda_deploy.engines.doctor import choose_backend, target_of
 from fdda_deploy.pipeline.allocator import keep_freed_memory
-from fdda_deploy.pipeline.progress import stage_progress
+from fdda_deploy.pipeline.distributed import Ranks, joined
+from fdda_deploy.pipeline.progress import ignore_progress, stage_progress
 from fdda_deploy.pipeline.report.manifest import manifest
-from fdda_deploy.pipeline.report.summary import summary_rows
+from fdda_deploy.pipeline.report.summary import stage_rows, summary_rows
 from fdda_deploy.pipeline.stages.assigning import ASSIGN
-from fdda_deploy.pipeline.stages.context import CHECKPOINT_EVERY_SECONDS, RunContext, Stage
+from fdda_deploy.pipeline.stages.building import ENGINE
+from fdda_deploy.pipeline.stages.context import (
+    CHECKPOINT_EVERY_SECONDS,
+    Record,
+    RunContext,
+    Stage,
+)
 from fdda_deploy.pipeline.stages.exporting import CHECK, EXPORT
 from fdda_deploy.pipeline.stages.quantizing import QUANTIZE
 from fdda_deploy.pipeline.stages.reading import LOAD, STATISTICS
 from fdda_deploy.pipeline.stages.reporting import REPORT
-from fdda_deploy.pipeline.stages.running import BENCH, ENGINE, EVALUATE
+from fdda_deploy.pipeline.stages.running import BENCH, EVALUATE
 from fdda_deploy.pipeline.stages.sensing import SENSITIVITY
 from fdda_deploy.pipeline.stages.synthesizing import SYNTHESIZE
-from fdda_deploy.pipeline.workspace import Workspace, atomic_write
+from fdda_deploy.pipeline.workspace import StageResult, Workspace, atomic_write
 
 MANIFEST = "manifest.json"
 ROAD: tuple[Stage, ...] = (
@@ -54,12 +63,16 @@ class BuildResult:
         out: The result folder.
         stages: name, seconds and cached of every stage that ran.
         lines: Label and value of each row of the final table.
+        follows: Another rank leads the build and prints; here is nothing more to do.
+        record: What the last stage found, JSON values; empty where the report says it.
     """
 
     report: dict[str, Any] | None
     out: Path
     stages: list[dict[str, Any]]
     lines: list[tuple[str, str]]
+    follows: bool = False
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 def build(
@@ -72,7 +85,8 @@ def build(
     """Runs the road up to the stage ``until``; finished stages are taken from the result folder.
 
     Results are published together when all stages are done: a run that fails leaves those of the
-    run before it, or none.
+    run before it, or none. Under ``torchrun`` the ranks share the long stages, and rank 0 alone
+    writes and publishes (`distributed`).
 
     Args:
         config: The resolved configuration.
@@ -83,19 +97,34 @@ def build(
     Raises:
         FddaDeployError: What a stage refused; what is finished stays, and the next run goes on.
     """
+    with joined() as ranks:
+        return _build(config, until, console, checkpoint_every_seconds, ranks)
+
+
+def _build(
+    config: BuildConfig,
+    until: str,
+    console: Console | None,
+    checkpoint_every_seconds: float,
+    ranks: Ranks,
+) -> BuildResult:
     screen = console or Console(quiet=True, stderr=True)
-    backend = choose_backend(config.engine.backend)
+    backend = choose_backend(config.engine.backend, config.engine.target)
     context = RunContext(
         config,
         backend,
         config.engine.target or target_of(backend.backend),
         checkpoint_every_seconds,
         until,
+        ranks=ranks,
     )
     keep_freed_memory()
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     last = next(index for index, stage in enumerate(ROAD) if stage.name == until)
+    if ranks.follows:
+        _follow(context, ROAD[: last + 1])
+        return BuildResult(None, config.out_folder, [], [], follows=True)
 
     def say(line: str) -> None:
         screen.print(line, markup=False, highlight=False)
@@ -106,6 +135,7 @@ def build(
             if stage is LOAD and config.quantize.max_drop is not None:
                 _ = context.tune  # a wrong path is told now, not after hours of synthesis
         _publish(workspace, context)
+    ranks.meet()  # the others have not ended well before the results are there
     return _result(config, context, until)
 
 
@@ -113,10 +143,31 @@ def _run_stage(workspace: Workspace, context: RunContext, stage: Stage, console:
     """Runs or recalls one stage."""
     with stage_progress(console, stage.name) as progress:
         inputs = stage.inputs(context)
-        result = workspace.run_stage(
-            stage.name, inputs, lambda folder: stage.run(context, folder, progress)
-        )
+
+        def work(folder: Path) -> Record:
+            context.ranks.told(stage.shared(context))
+            return stage.run(context, folder, progress)
+
+        result = workspace.run_stage(stage.name, inputs, work)
     context.results[stage.name] = result
+    if not context.ranks.alone:
+        context.ranks.told(dataclasses.replace(result, folder=result.folder.resolve()))
+
+
+def _follow(context: RunContext, stages: tuple[Stage, ...]) -> None:
+    """Runs the stages of a build that rank 0 leads: those that all share, for their share.
+
+    Rank 0 says of each stage that is not finished whether to share it, then what came out.
+    """
+    for stage in stages:
+        said = context.ranks.told(None)
+        if not isinstance(said, StageResult):
+            if said:
+                with tempfile.TemporaryDirectory(prefix="fdda-deploy-") as folder:
+                    stage.run(context, Path(folder), ignore_progress)
+            said = context.ranks.told(None)
+        context.results[stage.name] = said
+    context.ranks.meet()
 
 
 def _publish(workspace: Workspace, context: RunContext) -> None:
@@ -158,5 +209,6 @@ def _result(config: BuildConfig, context: RunContext, until: str) -> BuildResult
         (name, "cached" if result.cached else f"{result.seconds:.1f} s")
         for name, result in context.results.items()
     ]
-    lines.append(("results in", str(out)))
-    return BuildResult(None, out, stages, lines)
+    record = dict(context.record(until))
+    lines += [*stage_rows(until, record), ("results in", str(out))]
+    return BuildResult(None, out, stages, lines, record=record)

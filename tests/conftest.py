@@ -64,3 +64,19 @@ def shell(
     threads = torch.get_num_threads()
     yield Shell(input_folder, tmp_path / "out", capsys)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def finished_build(input_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result folder of a whole build of the tiny network, for reading alone."""
+    from road_networks import own
+
+    from fdda_deploy.pipeline.run import build
+    from fdda_deploy.pipeline.stages import running
+
+    out = tmp_path_factory.mktemp("built") / "result"
+    images = {"calib_data": str(input_folder / "photos"), "eval_data": str(input_folder / "photos")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "BENCH_SECONDS", 0.02, raising=False)
+        build(own(input_folder, out, **images))
+    return out

@@ -26,11 +26,13 @@ from fdda_deploy.quant.scheme import NUMBERS
 @dataclasses.dataclass(frozen=True)
 class Result:
     report: dict[str, object] | None
+    follows: bool = False
     out: Path = Path("out/digits-w4a8")
     stages: list[dict[str, object]] = dataclasses.field(default_factory=list)
     lines: list[tuple[str, str]] = dataclasses.field(
         default_factory=lambda: [("top-1", "98.3 %"), ("drop [points]", "0.5")]
     )
+    record: dict[str, object] = dataclasses.field(default_factory=lambda: {"qdq_bytes": 5})
 
 
 class Road:
@@ -151,6 +153,7 @@ def test_json_is_the_report_or_what_there_is_before_it(
         "out": "out/digits-w4a8",
         "stages": [],
         "lines": {"top-1": "98.3 %", "drop [points]": "0.5"},
+        "result": {"qdq_bytes": 5},
     }
 
 
@@ -198,8 +201,14 @@ def test_a_bug_keeps_its_traceback(road: Road) -> None:
     [
         ("biuld digits", "No such command 'biuld'. Did you mean 'build'?"),
         ("build digits --bit 4", "No such option: --bit. Did you mean '--bits'? (see"),
-        ("build digits --calib-date x", "No such option: --calib-date. Did you mean '--calib-data'?"),
-        ("build digits --no-finetun", "No such option: --no-finetun. Did you mean '--no-finetune'?"),
+        (
+            "build digits --calib-date x",
+            "No such option: --calib-date. Did you mean '--calib-data'?",
+        ),
+        (
+            "build digits --no-finetun",
+            "No such option: --no-finetun. Did you mean '--no-finetune'?",
+        ),
         ("cache shwo a.cache", "No such command 'shwo'. Did you mean 'show'?"),
         ("--versoin", "No such option: --versoin. Did you mean '--version'?"),
         ("build digits --effort norml", "--effort: unknown 'norml'. Did you mean 'normal'? Known:"),
@@ -209,8 +218,14 @@ def test_a_bug_keeps_its_traceback(road: Road) -> None:
         ("check a.onnx --format srif", "--format: unknown 'srif'. Did you mean 'sarif'?"),
         ("bench a.onnx --provider cdua", "--provider: unknown 'cdua'. Did you mean 'cuda'?"),
         ("bench a.onnx --backend rxt", "--backend: unknown 'rxt'. Did you mean 'rtx'?"),
-        ("cache export a --format ort-txt --out b", "--format: unknown 'ort-txt'. Did you mean 'ort-text'?"),
-        ("cache apply a b --missing flaot --out c", "--missing: unknown 'flaot'. Did you mean 'float'"),
+        (
+            "cache export a --format ort-txt --out b",
+            "--format: unknown 'ort-txt'. Did you mean 'ort-text'?",
+        ),
+        (
+            "cache apply a b --missing flaot --out c",
+            "--missing: unknown 'flaot'. Did you mean 'float'",
+        ),
         ("build digits --bits four", "Invalid value for '--bits'"),
         ("build digits resnet18", "Got unexpected extra argument(s) (resnet18)"),
         ("build digits --bits 9", "--bits 9: want 2 to 8."),
@@ -218,7 +233,10 @@ def test_a_bug_keeps_its_traceback(road: Road) -> None:
         ("build digits --bits 4 --scheme w8a8", "--bits (4) and --scheme (8) name different"),
         ("build", "no model named: give MODEL on the command line"),
         ("build digits --tune-data t/", "--tune-data t/: only --max-drop uses it, which is not"),
-        ("check a.onnx --target tensorrt", "--target: unknown 'tensorrt'. Did you mean 'trt'? Known: trt,"),
+        (
+            "check a.onnx --target tensorrt",
+            "--target: unknown 'tensorrt'. Did you mean 'trt'? Known: trt,",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(

@@ -39,6 +39,7 @@ RECORD = {
 @dataclass(frozen=True)
 class Result:
     out: Path
+    follows: bool = False
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from fdda_deploy.pipeline.quantization.augmentation import augmented
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.distillation import LOSSES, distillation_loss, student_loss
 from fdda_deploy.pipeline.quantization.fixed_integers import FixedIntegers
+from fdda_deploy.pipeline.quantization.same_start import start_alike
 from fdda_deploy.pipeline.quantization.weight_reshaping import (
     WeightReshaper,
     restore,
@@ -157,6 +158,7 @@ def finetune(
     """
     network.to(device)
     teacher = teacher.to(device).eval()
+    start_alike(network, ranks)
     start = snapshot(network)
     before = divergence(network, teacher, held_out, device)
     generator = torch.Generator().manual_seed(seed)
@@ -232,7 +234,10 @@ def _loss(
     x, y = images[mine], labels[mine]
     with torch.no_grad():
         target = teacher(x)
-    known = (float((part >= 0).sum()) for part in (y, labels))
+    parts = 1.0, 1.0
+    if not ranks.alone:
+        known = [float((part >= 0).sum()) for part in (y, labels)]
+        parts = len(y) / len(labels), known[0] / max(1.0, known[1])
     return student_loss(
         network(x),
         target,
@@ -240,7 +245,7 @@ def _loss(
         loss=settings.loss,
         alpha=settings.alpha,
         temperature=settings.temperature,
-        parts=(len(y) / len(labels), next(known) / max(1.0, next(known))),
+        parts=parts,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fdda_deploy.pipeline.report.mixed import mixed_summary
-from fdda_deploy.pipeline.report.parts import Sizes, Timing
+from fdda_deploy.pipeline.report.parts import Accuracy, Sizes, Timing
 from fdda_deploy.pipeline.report.phrases import (
     NOT_MEASURED,
     change_of_size,
@@ -30,7 +32,7 @@ def summary_rows(report: Report, *, folder: Path | None = None) -> list[tuple[st
     """
     rows = [
         ("network", f"{report['model']['name']} as {report['scheme']} for {report['target']}"),
-        *_accuracy_rows(report),
+        *_accuracy_rows(report["accuracy"]),
         *([("max drop", mixed_summary(report["mixed"]))] if report["mixed"] else []),
         ("ONNX", _onnx(report["bytes"])),
         ("plan", _plan(report)),
@@ -45,8 +47,27 @@ def summary_rows(report: Report, *, folder: Path | None = None) -> list[tuple[st
     return [(what, plain(value)) for what, value in rows]
 
 
-def _accuracy_rows(report: Report) -> list[tuple[str, str]]:
-    accuracy = report["accuracy"]
+def stage_rows(stage: str, record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what one stage found as (what, value) lines; none where its files say it.
+
+    Args:
+        stage: Its name, for instance ``evaluate``.
+        record: As the stage returned it.
+    """
+    if stage == "evaluate":
+        return _accuracy_rows(record["accuracy"])
+    if stage == "bench":
+        names = (("GPU latency", "gpu"), ("CPU latency", "cpu"), ("CPU, float", "float_cpu"))
+        return [(name, plain(_latency(record[key]))) for name, key in names]
+    if stage == "check" and not record["applies"]:
+        return [("rules", "TensorRT's do not apply: ONNX Runtime runs this graph")]
+    if stage == "check":
+        parts = (counted(record[f"{name}s"], name) for name in ("error", "warning", "note"))
+        return [("rules", ", ".join(parts))]
+    return []
+
+
+def _accuracy_rows(accuracy: Accuracy | None) -> list[tuple[str, str]]:
     if accuracy is None:
         return [("top-1", f"{NOT_MEASURED}: no labelled images (--eval-data)")]
     before, after, drop = accuracy["float"], accuracy["quantized"], accuracy["drop"]

@@ -108,6 +108,7 @@ def finetuned(
         device=context.device,
         seed=context.config.run.seed,
         progress=progress,
+        ranks=context.ranks,
     )
     return _record(result, pool.holds_out)
 

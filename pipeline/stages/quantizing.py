@@ -17,7 +17,7 @@ from fdda_deploy.pipeline.quantization.layers import correct_biases, layer_error
 from fdda_deploy.pipeline.quantization.ties import settle_ties
 from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
 from fdda_deploy.pipeline.stages.diagnosing import diagnosed
-from fdda_deploy.pipeline.stages.finetuning import finetune_settings, finetuned
+from fdda_deploy.pipeline.stages.finetuning import finetune_settings, finetuned, finetunes
 from fdda_deploy.pipeline.stages.grids import RECORD, save_grids
 from fdda_deploy.pipeline.stages.images import Pool
 from fdda_deploy.pipeline.stages.interleaved import untrained_images
@@ -66,6 +66,8 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
         progress(0, 0, "correcting biases")
         correction = _correct_biases(context, network, pool)
     finetuning = finetuned(context, network, pool, progress)
+    if context.ranks.follows:
+        return {}
     settle_ties(network, pool.sample(_tie_images(context)), context.device)
     progress(0, 0, "measuring layers")
     errors = layer_errors(network, reference, pool.sample(LAYER_IMAGES), context.device)
@@ -149,4 +151,4 @@ def _labelled_by_teacher(
     return images[0], torch.where(seen == images[1], images[1], -1)
 
 
-QUANTIZE = Stage("quantize", _inputs, _run, {RECORD: "calibration.json"})
+QUANTIZE = Stage("quantize", _inputs, _run, {RECORD: "calibration.json"}, shared=finetunes)

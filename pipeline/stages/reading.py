@@ -98,21 +98,26 @@ def _statistics(context: RunContext, folder: Path, progress: Progress) -> Record
     recipe, images = context.recipe, context.calibration
     if recipe is None or not recipe.uses_centers or images is None:
         return {"centers": False, "covered": None, "correct": None}
-    done = 0
+    labels, ranks, done = images.labels, context.ranks, 0
+    assert labels is not None  # as the recipe was chosen
+    mine = np.flatnonzero(labels % ranks.size == ranks.rank)  # whole classes
 
     def counted() -> object:
         nonlocal done
-        for batch in images.batches(context.config.run.batch_size):
+        for batch in images.batches(context.config.run.batch_size, mine):
             yield batch
             done += len(batch[0])
-            progress(done, len(images), "measuring class centers")
+            progress(done, len(mine), "measuring class centers")
 
     centers = class_centers(
         context.statistics,
         counted(),  # type: ignore[arg-type]  # a generator of batches
         context.record("load")["classes"],
         device=context.device,
+        ranks=ranks,
     )
+    if ranks.follows:
+        return {}
     save_class_centers(centers, folder / "centers.safetensors")
     return {
         "centers": True,
@@ -127,4 +132,9 @@ def _plain(value: object) -> Json:
 
 
 LOAD = Stage("load", _load_inputs, _load, {"model.fp32.onnx": "model.fp32.onnx"})
-STATISTICS = Stage("statistics", _statistics_inputs, _statistics)
+STATISTICS = Stage(
+    "statistics",
+    _statistics_inputs,
+    _statistics,
+    shared=lambda context: context.recipe is not None and context.recipe.uses_centers,
+)

@@ -116,16 +116,15 @@ def _evaluate_inputs(context: RunContext) -> dict[str, Json]:
 
 def _evaluate(context: RunContext, _folder: Path, progress: Progress) -> Record:
     progress(0, 0, "comparing torch and ONNX Runtime")
-    parity = _parity(context)
+    parity = {} if context.ranks.follows else _parity(context)
     images = context.evaluation
     if images is None or images.labels is None:
         return {"accuracy": None, "evaluation": None, "parity": parity, "skipped": []}
-    batch = context.config.run.batch_size
     with _graph_runner(context, context.file("load", "model.fp32.onnx")) as runner:
-        before = evaluate(_predictor(runner), images, batch, _said(progress, "float accuracy"))
+        before = _judged(context, runner, _said(progress, "float accuracy"))
         float_on = runner.describe()
     with _quantized_runner(context) as quantized:
-        after = evaluate(_predictor(quantized), images, batch, _said(progress, "accuracy"))
+        after = _judged(context, quantized, _said(progress, "accuracy"))
         quantized_on = quantized.describe()
     drop = paired_drop(before, after)
     return {
@@ -144,6 +143,13 @@ def _evaluate(context: RunContext, _folder: Path, progress: Progress) -> Record:
         "parity": parity,
         "skipped": list(images.skipped),
     }
+
+
+def _judged(context: RunContext, runner: Runner, progress: Progress) -> Evaluation:
+    """Returns what a runner answers; of several ranks each asks its own for its share."""
+    images, batch_size = context.evaluation, context.config.run.batch_size
+    assert images is not None  # as the caller checked
+    return evaluate(_predictor(runner), images, batch_size, progress, context.ranks)
 
 
 def _said(progress: Progress, text: str) -> Progress:
@@ -195,4 +201,9 @@ def _parity(context: RunContext) -> dict[str, Json]:
 
 
 BENCH = Stage("bench", _bench_inputs, _bench)
-EVALUATE = Stage("evaluate", _evaluate_inputs, _evaluate)
+EVALUATE = Stage(
+    "evaluate",
+    _evaluate_inputs,
+    _evaluate,
+    shared=lambda context: context.evaluation is not None,
+)

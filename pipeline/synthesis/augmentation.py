@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fdda_deploy.pipeline.synthesis.recipe_fields import Recipe
 
-
 Share = tuple[int, Tensor]
 """Images of a whole batch, and which of them are here."""
 

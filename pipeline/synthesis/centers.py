@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fdda_deploy.errors import CalibrationError
+from fdda_deploy.pipeline.distributed import ALONE, Ranks
 from fdda_deploy.pipeline.network import Progress, StatisticsNetwork
 from fdda_deploy.pipeline.synthesis.statistics import (
     PooledStatistics,
@@ -98,6 +99,7 @@ def class_centers(
     *,
     device: torch.device,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> ClassCenters:
     """Returns the class centers of FDDA (arXiv 2109.04186) from one or more real images per class.
 
@@ -111,6 +113,7 @@ def class_centers(
         num_classes: Rows to make; classes without images keep count 0.
         device: Where to run the network.
         progress: Called with (images done, 0, text); the total is not known here.
+        ranks: Who measures other classes; each is given all images of its own, and gets all.
 
     Raises:
         ModelError: The network has no BatchNorm layer.
@@ -132,6 +135,7 @@ def class_centers(
             hits[label] += int(label == guess)
         if progress is not None:
             progress(int(pooled.counts.sum()), 0, "class centers")
+    _with_other_classes(pooled, hits, ranks)
     finite = (pooled.means.isfinite() & pooled.variances.isfinite()).all(1)
     if not bool(finite.all()):
         raise CalibrationError(
@@ -145,6 +149,17 @@ def class_centers(
         pooled.counts,
         2 * hits > pooled.counts,
     )
+
+
+def _with_other_classes(pooled: PooledStatistics, hits: Tensor, ranks: Ranks) -> None:
+    """Adds the rows that other ranks measured; no class is measured by two."""
+    if ranks.alone:
+        return
+    rows = pooled.counts.nonzero().flatten()
+    mine = [rows, pooled.counts, hits, pooled.means, pooled.variances]
+    for theirs in ranks.gathered([rows, *(part[rows.to(part.device)].cpu() for part in mine[1:])]):
+        for part, found in zip(mine[1:], theirs[1:], strict=True):
+            part[theirs[0].to(part.device)] = found.to(part.device)
 
 
 def save_class_centers(centers: ClassCenters, path: Path) -> None:

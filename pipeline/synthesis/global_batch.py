@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fdda_deploy.errors import ConfigError
 from fdda_deploy.pipeline.distributed import ALONE, Ranks
+from fdda_deploy.pipeline.synthesis.recipe_fields import Recipe
 from fdda_deploy.pipeline.synthesis.statistics import batch_statistics
 
 
@@ -94,7 +96,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         self.ranks, self.size = ranks, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``(x - mean) / std`` in the dtype of ``x``; ``(N, C, H, W)`` is a rank's share."""
+        """Returns ``(x - mean) / std`` of a share ``(N, C, H, W)``, in the dtype of ``x``."""
         if self.ranks.alone or not self.training:
             normalized: Tensor = super().forward(x)
             return normalized
@@ -108,3 +110,18 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         scale = (variance + self.eps).rsqrt()
         shape = (1, -1, 1, 1)
         return ((x.float() - mean.view(shape)) * scale.view(shape)).to(x.dtype)
+
+
+def require_shares(recipe: Recipe, ranks: Ranks) -> None:
+    """Checks that every rank gets an image of every batch.
+
+    Raises:
+        ConfigError: There are more ranks than images in a batch.
+    """
+    sizes = [size for size in (recipe.random_batch, recipe.class_batch) if size]
+    if min(sizes) < ranks.size:
+        raise ConfigError(
+            f"recipe {recipe.name}: {ranks.size} processes cannot share a batch of {min(sizes)} "
+            f"images. Start at most {min(sizes)}, or raise random_batch and class_batch under "
+            "[synthesis.overrides]."
+        )

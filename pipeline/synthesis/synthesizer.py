@@ -15,6 +15,7 @@ from fdda_deploy.pipeline.distributed import ALONE, Ranks
 from fdda_deploy.pipeline.network import StatisticsNetwork
 from fdda_deploy.pipeline.synthesis.augmentation import augmented, low_passed
 from fdda_deploy.pipeline.synthesis.centers import ClassCenters
+from fdda_deploy.pipeline.synthesis.global_batch import require_shares
 from fdda_deploy.pipeline.synthesis.objective import Objective
 from fdda_deploy.pipeline.synthesis.recipe_fields import Recipe
 from fdda_deploy.pipeline.synthesis.rewiring import SeeingNetwork
@@ -102,7 +103,7 @@ class Synthesizer:
         ranks: Ranks = ALONE,
     ) -> None:
         require_batch_norm(network)
-        _require_shares(recipe, ranks)
+        require_shares(recipe, ranks)
         if recipe.uses_centers and centers is None:
             raise ConfigError(
                 f"--recipe {recipe.name} needs at least one real image per class. "
@@ -124,9 +125,7 @@ class Synthesizer:
         if recipe.margin_weight:
             plain.rows_of(torch.zeros(0, dtype=torch.int64), recipe.name)  # refuses at once
         self.seeing = SeeingNetwork(network, self._random) if recipe.swing else plain
-        self.objective = Objective(
-            plain, recipe, used, device, targets, fast=fast, ranks=ranks
-        )
+        self.objective = Objective(plain, recipe, used, device, targets, fast=fast, ranks=ranks)
         self.begin(0, range(self.batch_size))
 
     @property
@@ -210,7 +209,8 @@ class Synthesizer:
     def sample(self, labels: Tensor) -> Tensor:
         """Returns one finished image per label: ``(N, C, H, W)`` float32 on the CPU, contiguous.
 
-        A generator draws fresh ones, every rank all of them; learned images are those of this batch, in order.
+        A generator draws fresh ones, every rank all of them; learned images are those of this
+        batch, in order.
 
         Args:
             labels: ``(N,)`` int64, any order; of learned images as many as the batch has.
@@ -293,13 +293,3 @@ class Synthesizer:
         if not self.autocast:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-
-def _require_shares(recipe: Recipe, ranks: Ranks) -> None:
-    sizes = [size for size in (recipe.random_batch, recipe.class_batch) if size]
-    if min(sizes) < ranks.size:
-        raise ConfigError(
-            f"recipe {recipe.name}: {ranks.size} processes cannot share a batch of {min(sizes)} "
-            f"images. Start at most {min(sizes)}, or raise random_batch and class_batch under "
-            "[synthesis.overrides]."
-        )

@@ -7,6 +7,7 @@ FddaDeployError
 ├── CalibrationError     ranges, centers or a calibration record do not fit
 ├── ExportError          a graph cannot be written, or breaks a TensorRT rule
 ├── WorkspaceError       the result folder is busy, full, or not writable
+├── RankError            another process of the same run stopped
 └── EngineError          building or running an engine failed
     ├── MissingBackendError   the library or the GPU that is needed is not there
     └── BuildError            the builder refused the graph
@@ -41,6 +42,10 @@ class ExportError(FddaDeployError):
 
 class WorkspaceError(FddaDeployError):
     """The result folder is busy, full, or not writable."""
+
+
+class RankError(FddaDeployError):
+    """Another process of the same run stopped."""
 
 
 class EngineError(FddaDeployError):

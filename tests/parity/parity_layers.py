@@ -67,7 +67,9 @@ def showing(model: onnx.ModelProto, tensors: dict[str, int]) -> onnx.ModelProto:
 def integer_differences(chain: Chain, x: Tensor) -> list[Difference]:
     """Returns one entry per quantized activation, each layer fed with ONNX Runtime's values."""
     points = chain.network.placement.activations
-    wanted = {f"{p.tensor}_quantized": TensorProto.INT8 for p in points}
+    unsigned = chain.network.placement.target == "ort-cpu"
+    kind = TensorProto.UINT8 if unsigned else TensorProto.INT8
+    wanted = {f"{p.tensor}_quantized": kind for p in points}
     wanted |= {f"{p.tensor}_dequantized": TensorProto.FLOAT for p in points}
     seen = run_onnx(showing(chain.model, wanted), x)
     tensor_of = {id(q): tensor for tensor, q in chain.network.activation_quantizers.items()}
@@ -75,7 +77,12 @@ def integer_differences(chain: Chain, x: Tensor) -> list[Difference]:
     with torch.no_grad():
         walk.run(x)
     assert set(walk.integers) == {point.tensor for point in points}
-    return [_difference(t, walk.integers[t], seen[f"{t}_quantized"]) for t in walk.integers]
+    grids = chain.network.activation_qparams()
+    zeros = {t: grids[t].zero_point + (128 if unsigned else 0) for t in walk.integers}
+    return [
+        _difference(t, walk.integers[t], seen[f"{t}_quantized"].astype(np.int16) - zeros[t])
+        for t in walk.integers
+    ]
 
 
 def float_differences(chain: Chain, x: Tensor) -> Iterator[tuple[str, float]]:
@@ -95,7 +102,7 @@ def float_differences(chain: Chain, x: Tensor) -> Iterator[tuple[str, float]]:
 
 
 class _FedAtQuantizers(fx.Interpreter):
-    """Notes the integers that torch finds, and goes on with the values that ONNX Runtime found."""
+    """Notes the steps from zero that torch finds, and goes on with ONNX Runtime's values."""
 
     def __init__(
         self, module: fx.GraphModule, tensor_of: dict[int, str], seen: dict[str, Array]
@@ -111,7 +118,8 @@ class _FedAtQuantizers(fx.Interpreter):
             return super().call_module(target, args, kwargs)
         tensor, grid = self._tensor_of[id(module)], module.qparams
         assert grid is not None
-        self.integers[tensor] = quantize(args[0], module.scale, grid.qmin, grid.qmax).numpy()
+        steps = quantize(args[0], module.scale, grid.first_step, grid.last_step)
+        self.integers[tensor] = steps.numpy()
         return torch.from_numpy(self._seen[f"{tensor}_dequantized"]).reshape(args[0].shape)
 
 

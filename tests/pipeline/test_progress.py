@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fdda_deploy.pipeline import progress as module
-from fdda_deploy.pipeline.progress import ignore_progress, stage_progress
+from fdda_deploy.pipeline.progress import ignore_progress, rate_in_words, stage_progress
 
 
 def terminal(**settings: bool) -> tuple[Console, io.StringIO]:
@@ -34,6 +34,14 @@ def test_a_terminal_sees_label_text_count_rate_and_remaining_time() -> None:
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
     assert "synthesize  loss [0.5]" in text
     assert re.search(r"[1-4]/40 +\d+\.\d/s 0:00:\d\d", text)
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [(None, ""), (0.0, ""), (12.49, "12.5/s"), (1.0, "1.0/s"), (0.25, "4.0 s each")],
+)
+def test_slow_steps_are_told_in_seconds_each(rate: float | None, words: str) -> None:
+    assert rate_in_words(rate) == words
 
 
 @pytest.mark.parametrize("reason", ["no terminal", "quiet", "dumb"])

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fdda_deploy.errors import WorkspaceError
 from fdda_deploy.durable import TEMP_SUFFIX
+from fdda_deploy.errors import WorkspaceError
 from fdda_deploy.pipeline.workspace import Json, Workspace, atomic_write
 
 

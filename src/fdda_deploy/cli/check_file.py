@@ -6,12 +6,12 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 import fdda_deploy
+from fdda_deploy.api.checking import FileQuestion, checked_file
 from fdda_deploy.cli.results import print_json, print_table
 
 if TYPE_CHECKING:
@@ -25,35 +25,19 @@ _SHOWN_PER_RULE = 3
 
 @dataclass(frozen=True)
 class FileRequest:
-    """What was asked about one ONNX file.
+    """What was asked about one ONNX file, and how the answer is to look.
 
     Attributes:
-        path: The file.
-        target: Whose rules, for instance ``rtx``.
-        compute_capabilities: For instance (86, 89).
-        profiles_given: The build has a min/opt/max profile for every dynamic input.
-        flags: Builder flags in use.
+        question: What was asked.
         output_format: One of `FORMATS`.
         quiet: No text.
         fail_on: One of `FAIL_ON`.
-        fixed: Where the repaired file goes; None checks only.
-        feed: ``.npz`` of inputs for the proof; None draws them.
-        tolerance: Relative L2 that the outputs may move; None takes the default.
-        seed: Of the inputs that are drawn.
     """
 
-    path: Path
-    target: str
-    compute_capabilities: tuple[int, ...]
-    profiles_given: bool
-    flags: tuple[str, ...]
+    question: FileQuestion
     output_format: str
     quiet: bool
     fail_on: str
-    fixed: Path | None
-    feed: Path | None
-    tolerance: float | None
-    seed: int
 
 
 def check_file(request: FileRequest) -> None:
@@ -64,59 +48,27 @@ def check_file(request: FileRequest) -> None:
             more than the tolerance.
         typer.Exit: Code 1, when a finding is as severe as ``fail_on``.
     """
-    from fdda_deploy.exporters.onnx_file import read_onnx
-    from fdda_deploy.exporters.trt_rules import check
-
-    model = read_onnx(request.path)
-    fix = None
-    if request.fixed is None:
-        findings = check(
-            model,
-            target=request.target,
-            compute_capabilities=request.compute_capabilities,
-            profiles_given=request.profiles_given,
-            flags=request.flags,
-        )
-    else:
-        fix = _fixed(model, request, request.fixed)
-        findings = fix.after
+    findings, fix = checked_file(request.question)
     if request.output_format == "sarif":
         from fdda_deploy.exporters.sarif import to_sarif
 
-        print_json(to_sarif(findings, request.path, fdda_deploy.__version__))
+        print_json(to_sarif(findings, request.question.path, fdda_deploy.__version__))
     elif request.output_format == "json":
-        print_json(_as_json(request, findings, fix))
+        print_json(_as_json(request.question, findings, fix))
     elif not request.quiet:
-        _print_text(request, findings, fix)
+        _print_text(request.question, findings, fix)
     failing = {"error": ("error",), "warning": ("error", "warning"), "never": ()}
     if any(finding.severity in failing[request.fail_on] for finding in findings):
         raise typer.Exit(1)
 
 
-def _fixed(model: Any, request: FileRequest, place: Path) -> Fix:
-    """Returns the repaired model with its proof, after writing it to ``place``."""
-    from fdda_deploy.pipeline.durable import atomic_write
-    from fdda_deploy.pipeline.repairing import fix, read_feed
-
-    fixed = fix(
-        model,
-        target=request.target,
-        compute_capabilities=request.compute_capabilities,
-        profiles_given=request.profiles_given,
-        flags=request.flags,
-        feed=None if request.feed is None else read_feed(request.feed),
-        tolerance=request.tolerance,
-        seed=request.seed,
-    )
-    atomic_write(place, fixed.model.SerializeToString())
-    return fixed
-
-
-def _as_json(request: FileRequest, findings: Sequence[Finding], fix: Fix | None) -> dict[str, Any]:
+def _as_json(
+    question: FileQuestion, findings: Sequence[Finding], fix: Fix | None
+) -> dict[str, Any]:
     counts = Counter(finding.severity for finding in findings)
     found = {
-        "file": str(request.path),
-        "target": request.target,
+        "file": str(question.path),
+        "target": question.target,
         "errors": counts["error"],
         "warnings": counts["warning"],
         "notes": counts["note"],
@@ -126,16 +78,16 @@ def _as_json(request: FileRequest, findings: Sequence[Finding], fix: Fix | None)
         return found
     return {
         **found,
-        "out": str(request.fixed),
+        "out": str(question.fixed),
         "repairs": [dataclasses.asdict(change) for change in fix.applied],
         "findings_before": [dataclasses.asdict(finding) for finding in fix.before],
         "proof": None if fix.proof is None else dataclasses.asdict(fix.proof),
     }
 
 
-def _print_text(request: FileRequest, findings: Sequence[Finding], fix: Fix | None) -> None:
+def _print_text(question: FileQuestion, findings: Sequence[Finding], fix: Fix | None) -> None:
     if fix is not None:
-        _print_fix(request, fix)
+        _print_fix(question, fix)
     shown: Counter[str] = Counter()
     for finding in findings:
         shown[finding.rule] += 1
@@ -148,15 +100,15 @@ def _print_text(request: FileRequest, findings: Sequence[Finding], fix: Fix | No
         if count > _SHOWN_PER_RULE:
             print_table([(rule, f"{count - _SHOWN_PER_RULE} more of the same; --json lists all.")])
     errors = sum(finding.severity == "error" for finding in findings)
-    checked = request.path if fix is None else request.fixed
+    checked = question.path if fix is None else question.fixed
     print_table([(f"{checked}: {len(findings)} findings, {errors} of them errors",)])
 
 
-def _print_fix(request: FileRequest, fix: Fix) -> None:
+def _print_fix(question: FileQuestion, fix: Fix) -> None:
     from fdda_deploy.exporters.repair.repairing import REPAIRS
 
     errors = sum(finding.severity == "error" for finding in fix.before)
-    print_table([(f"{request.path}: {len(fix.before)} findings, {errors} of them errors",)])
+    print_table([(f"{question.path}: {len(fix.before)} findings, {errors} of them errors",)])
     for repair in REPAIRS:
         changes = [change for change in fix.applied if change.repair == repair.id]
         if not changes:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from fdda_deploy.api.checking import FILE_TARGETS, FileQuestion
 from fdda_deploy.cli.check_file import FAIL_ON, FORMATS, FileRequest, check_file
 from fdda_deploy.cli.options import (
     ENGINE,
@@ -24,8 +25,6 @@ from fdda_deploy.config.engine import TARGETS
 
 app = typer.Typer()
 
-FILE_TARGETS = ("trt", "trt11", "trt10.16", "rtx")
-"""Whose rules a file can be held against; `exporters.trt_rules.TARGETS`, known without onnx."""
 ANY_FILE = "Where MODEL is an ONNX file"
 
 
@@ -116,20 +115,18 @@ def _file_request(options: CheckOptions) -> FileRequest:
     require_one_of("--fail-on", fail_on, FAIL_ON)
     _require_whole_fix(options)
     plain = Options(model=options.model, sm=options.sm, seed=options.seed).build_config()
-    return FileRequest(
+    question = FileQuestion(
         path=Path(options.model or ""),
         target=options.target or "trt",
         compute_capabilities=plain.engine.sm,
         profiles_given=options.profile,
         flags=tuple(options.flag or ()),
-        output_format=chosen,
-        quiet=options.quiet,
-        fail_on=fail_on,
         fixed=Path(options.out) if options.fix and options.out else None,
         feed=options.feed,
         tolerance=options.tolerance,
         seed=options.seed or 0,
     )
+    return FileRequest(question, chosen, options.quiet, fail_on)
 
 
 def _format(options: CheckOptions) -> str:

@@ -136,7 +136,8 @@ class Options:
         int | None, option(BITS, "Weight bits, 2 to 8, with 8-bit activations; default 4.", "N")
     ] = None
     scheme: Annotated[
-        str | None, option(BITS, "w8a8, w4a8, w4a16, w4a4 ..., or fp8, fp16.", "NAME", known=PRESETS)
+        str | None,
+        option(BITS, "w8a8, w4a8, w4a16, w4a4 ..., or fp8, fp16.", "NAME", known=PRESETS),
     ] = None
     float_type: Annotated[
         str | None, one_of(BITS, FLOAT_TYPES, "What is not quantized runs in")

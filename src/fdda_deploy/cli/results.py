@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +17,7 @@ class BuildResult(Protocol):
         out: The result folder.
         stages: name, seconds and cached of every stage that ran.
         lines: Label and value of each row of the final table.
+        record: What the last stage found, as JSON values.
     """
 
     @property
@@ -27,6 +28,8 @@ class BuildResult(Protocol):
     def stages(self) -> list[dict[str, object]]: ...  # noqa: D102 - see the class
     @property
     def lines(self) -> list[tuple[str, str]]: ...  # noqa: D102 - see the class
+    @property
+    def record(self) -> Mapping[str, object]: ...  # noqa: D102 - see the class
 
 
 def print_json(value: object) -> None:
@@ -50,10 +53,22 @@ def print_table(rows: Iterable[Sequence[str]]) -> None:
         sys.stdout.write(line.rstrip() + "\n")
 
 
+def stages_json(result: BuildResult) -> dict[str, object]:
+    """Returns the result of a road that stopped before its report, as JSON values.
+
+    ``result`` holds what the last stage found; its keys are the stage's.
+    """
+    return {
+        "out": str(result.out),
+        "stages": result.stages,
+        "lines": dict(result.lines),
+        "result": dict(result.record),
+    }
+
+
 def print_build(result: BuildResult, *, as_json: bool, quiet: bool) -> None:
     """Writes the result of a build: JSON if asked for, else the table unless ``quiet``."""
     if as_json:
-        rest = {"out": str(result.out), "stages": result.stages, "lines": dict(result.lines)}
-        print_json(rest if result.report is None else result.report)
+        print_json(stages_json(result) if result.report is None else result.report)
     elif not quiet:
         print_table(result.lines)

@@ -10,7 +10,13 @@ from fdda_deploy.cli.engine_file import engine_file
 from fdda_deploy.cli.options import Options, takes_options
 from fdda_deploy.cli.plan_rows import plan_rows
 from fdda_deploy.cli.ranking import ranking_rows
-from fdda_deploy.cli.results import BuildResult, print_build, print_json, print_table
+from fdda_deploy.cli.results import (
+    BuildResult,
+    print_build,
+    print_json,
+    print_table,
+    stages_json,
+)
 
 app = typer.Typer()
 
@@ -29,6 +35,7 @@ def result_of(stage: str, options: Options) -> BuildResult:
 
     Raises:
         FddaDeployError: What a stage refused.
+        Exit: Another rank of a distributed run has the result.
     """
     config = options.build_config()  # before the heavy imports: a wrong flag is told at once
     from rich.console import Console
@@ -36,7 +43,10 @@ def result_of(stage: str, options: Options) -> BuildResult:
     from fdda_deploy.pipeline.run import build as run_the_road
 
     console = Console(stderr=True, quiet=options.quiet)
-    return run_the_road(config, until=stage, console=console)
+    result = run_the_road(config, until=stage, console=console)
+    if result.follows:  # another process of the same torchrun prints
+        raise typer.Exit
+    return result
 
 
 def examples(*lines: str) -> str:
@@ -100,8 +110,7 @@ def engine(options: Options) -> None:
     path = result.out / "plan_bytes.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     if options.json_output:
-        rest = {"out": str(result.out), "stages": result.stages, "lines": dict(result.lines)}
-        print_json(rest | {"plan": found})
+        print_json(stages_json(result) | {"plan": found})
     elif not options.quiet:
         print_table([*result.lines, *([] if found is None else plan_rows(found))])
 

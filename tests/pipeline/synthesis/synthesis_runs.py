@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from fdda_deploy.pipeline.distributed import ALONE, Ranks
 from fdda_deploy.pipeline.network import StatisticsNetwork
 from fdda_deploy.pipeline.synthesis.centers import ClassCenters
 from fdda_deploy.pipeline.synthesis.recipes import RECIPES, Recipe, recipe_named
@@ -24,6 +25,7 @@ def synthesizer(
     *,
     autocast: bool = False,
     fast: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Synthesizer:
     return Synthesizer(
         network,
@@ -35,6 +37,7 @@ def synthesizer(
         seed=seed,
         autocast=autocast,
         fast=fast,
+        ranks=ranks,
     )
 
 
