@@ -69,8 +69,8 @@ TABLE = {
         Row(
             "depthwise-float",
             frozenset({"rtx"}),
-            "TensorRT-RTX pads INT8 filters of fewer than 4 channels per group to dense tiles: the "
-            "plan grows, so this layer stays in float (T025).",
+            "With fewer than 4 channels per group INT8 makes a plan of TensorRT-RTX larger than "
+            "float, so this layer stays in float (T025).",
         ),
         Row(
             "weighted-output",

@@ -1,7 +1,8 @@
 """R10: on TensorRT-RTX, filters of fewer than 4 channels per group run in float.
 
-1. RTX pads INT8 filters of depthwise and narrow grouped convolutions to dense tiles: the plan
-   grows by kilobytes per channel. So the input's Q/DQ pair is bypassed for such a layer.
+1. RTX spends more of the plan on depthwise and narrow grouped convolutions in INT8 than in float
+   (with a fixed batch it even pads their input with zeros in the plan). So the input's Q/DQ pair
+   is bypassed for such a layer.
 2. Its integer weights become float: RTX's plan for float filters is smaller than for integers
    that are dequantized, because nothing is left to compute on the way. Same numbers.
 3. Other targets have INT8 kernels for depthwise filters and are left alone.

@@ -184,7 +184,7 @@ def _too_small(view: GraphView, node: Node, sizes: list[int]) -> tuple[str, str]
     per_group = sizes[1] if forward else sizes[0] // groups
     cin, cout = per_group * groups, sizes[0] if forward else sizes[1] * groups
     if view.request.rtx and groups > 1 and per_group < RTX_MIN_CHANNELS_PER_GROUP:
-        why = "RTX pads such filters to dense tiles: the plan grows many times over."
+        why = "RTX pads what such layers read, and the plan grows, with a fixed batch many times."
         return f"{per_group} channels per group", why
     if groups > 1 and per_group == 1:
         return (f"depthwise kernel {sizes[2:]}", "") if min(sizes[2:]) < 3 else ("", "")

@@ -30,7 +30,7 @@ MOVERS = frozenset(
 COMMUTING = MOVERS | {"MaxPool", "Relu"}
 """Order-preserving or moving: Q and DQ with one positive scale commute with them."""
 RTX_MIN_CHANNELS_PER_GROUP = 4
-"""TensorRT-RTX pads INT8 filters of fewer input channels per group to dense tiles."""
+"""Below this many input channels per group INT8 makes a plan of TensorRT-RTX larger than float."""
 _MAX_DECODED = 2**22
 
 

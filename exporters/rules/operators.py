@@ -180,7 +180,7 @@ def _reason_for_float(view: GraphView, node: Node) -> tuple[str, str]:
         return "its second operand is computed while the network runs", ""
     if node.op_type == "Conv" and groups > 1 and shape is not None and len(shape) > 1:
         narrow = view.request.rtx and (shape[1] or 0) < RTX_MIN_CHANNELS_PER_GROUP
-        why = "RTX pads such INT8 filters to dense tiles, so float is right here." if narrow else ""
+        why = "INT8 makes RTX's plan of such a layer larger: float is right here." if narrow else ""
         return f"a grouped convolution with {shape[1]} channels per group", why
     return "neither operand is quantized", ""
 

@@ -9,9 +9,10 @@ from fdda_deploy.errors import CalibrationError
 from fdda_deploy.pipeline.quantization.finetune import Draw
 from fdda_deploy.pipeline.stages.context import RunContext
 from fdda_deploy.pipeline.stages.synthesizing import CHECKPOINT, centers_of
+from fdda_deploy.pipeline.synthesis.precision import autocast_pays
 from fdda_deploy.pipeline.synthesis.recipes import Recipe
 from fdda_deploy.pipeline.synthesis.synthesize import balanced_labels
-from fdda_deploy.pipeline.synthesis.synthesizer import Synthesizer, autocast_pays
+from fdda_deploy.pipeline.synthesis.synthesizer import Synthesizer
 
 
 def interleaved_draw(context: RunContext, recipe: Recipe) -> Draw:

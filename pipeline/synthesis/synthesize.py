@@ -15,6 +15,7 @@ from fdda_deploy.pipeline.synthesis.centers import ClassCenters
 from fdda_deploy.pipeline.synthesis.checkpoint import CheckpointStore, run_identity
 from fdda_deploy.pipeline.synthesis.dealt import DealtSet
 from fdda_deploy.pipeline.synthesis.loop import SetInTheMaking
+from fdda_deploy.pipeline.synthesis.precision import autocast_pays
 from fdda_deploy.pipeline.synthesis.quality import (
     ImageQuality,
     image_quality,
@@ -27,7 +28,6 @@ from fdda_deploy.pipeline.synthesis.synthesizer import (
     Bounds,
     StepRecord,
     Synthesizer,
-    autocast_pays,
 )
 
 __all__ = ["StepRecord", "Synthesizer", "SyntheticImages", "autocast_pays", "synthesize"]

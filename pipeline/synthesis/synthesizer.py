@@ -45,16 +45,6 @@ class StepRecord:
     class_index: int | None
 
 
-def autocast_pays(device: torch.device) -> bool:
-    """Returns True where bfloat16 products are faster than float32: CUDA, AMX, AVX-512 BF16."""
-    if device.type == "cuda":
-        return True
-    if device.type != "cpu":
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-
-
 class Synthesizer:
     """A source of images in training against a float network.
 

@@ -19,16 +19,13 @@ from export_networks import (
     images,
 )
 from onnx import TensorProto, numpy_helper
+from qdq_cases import METADATA, Case, case_of
 
-from fdda_deploy.errors import ExportError
-from fdda_deploy.exporters.float_onnx import FloatGraph
 from fdda_deploy.exporters.placement import TARGETS
-from fdda_deploy.exporters.qdq import Grids, insert_qdq
+from fdda_deploy.exporters.qdq import insert_qdq
 from fdda_deploy.quant.affine import dequantize, fake_quant
-from fdda_deploy.quant.points import Placement
 from fdda_deploy.quant.qparams import QParams
 
-METADATA = {"fdda_deploy.scheme": "w4a4", "fdda_deploy.model_digest": "0123abcd"}
 CASES = [
     (kind, scheme, target)
     for index, kind in enumerate(EVERY_NETWORK)
@@ -37,43 +34,6 @@ CASES = [
         (("w4a4", "rtx"), ("w4a16", "trt"), ("w8a8", "ort-cpu")),
     )[index % 2]
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    graph: FloatGraph
-    placement: Placement
-    grids: Grids
-    before: bytes
-    model: onnx.ModelProto
-
-    @property
-    def initializers(self) -> dict[str, onnx.TensorProto]:
-        return {tensor.name: tensor for tensor in self.model.graph.initializer}
-
-    @property
-    def for_tensorrt(self) -> bool:
-        return self.placement.target != "ort-cpu"
-
-    @property
-    def integer_biases(self) -> list[str]:
-        """Biases behind a DequantizeLinear, none for TensorRT."""
-        held = {name for name, t in self.initializers.items() if t.data_type == TensorProto.INT32}
-        found = [n.output[0] for n in self.nodes("DequantizeLinear") if n.input[0] in held]
-        assert not (found and self.for_tensorrt)
-        return found
-
-    def nodes(self, op_type: str) -> list[onnx.NodeProto]:
-        return [node for node in self.model.graph.node if node.op_type == op_type]
-
-
-def case_of(kind: type, scheme: str, target: str) -> Case:
-    graph = graph_of(kind)
-    placement = placed(graph, scheme, target)
-    grids = grids_of(graph, placement)
-    before = graph.proto.SerializeToString()
-    model = insert_qdq(graph.proto, placement, grids, METADATA)
-    return Case(graph, placement, grids, before, model)
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda c: f"{c[0].__name__}-{c[1]}-{c[2]}")
@@ -220,100 +180,3 @@ def test_file_is_about_as_large_as_its_integers(target):
     case = case_of(WideHead, "w8a8", target)
     weights = sum(x.size for x, _ in case.grids.weights.values())
     assert weights < case.model.ByteSize() < weights + 12_000
-
-
-def without(mapping, key):
-    return {name: value for name, value in mapping.items() if name != key}
-
-
-def broken(case: Case, what: str) -> tuple[Placement, Grids]:
-    placement, grids = case.placement, case.grids
-    point, weight = placement.activations[1], placement.weights[1]
-    x_int, grid = grids.weights[weight.initializer]
-    replace = dataclasses.replace
-    changes = {
-        "range": lambda: (
-            placement,
-            replace(grids, activations=without(grids.activations, point.tensor)),
-        ),
-        "integers": lambda: (
-            placement,
-            replace(grids, weights=without(grids.weights, weight.initializer)),
-        ),
-        "tensor": lambda: (
-            replace(placement, activations=(replace(point, tensor="ghost"),)),
-            replace(grids, activations={"ghost": grids.activations[point.tensor]}),
-        ),
-        "initializer": lambda: (
-            replace(placement, weights=(replace(weight, initializer="ghost"),)),
-            replace(grids, weights={"ghost": (x_int, grid)}),
-        ),
-        "consumer": lambda: (
-            replace(placement, activations=(replace(point, consumers=(("ghost", 0),)),)),
-            grids,
-        ),
-        "shape": lambda: (
-            placement,
-            replace(grids, weights={**grids.weights, weight.initializer: (x_int[:1], grid)}),
-        ),
-        "parameter": lambda: (
-            placement,
-            replace(grids, parameters={"ghost.bias": np.float32([1])}),
-        ),
-        "parameter shape": lambda: (
-            placement,
-            replace(grids, parameters={"conv1.bias": np.zeros(3, np.float32)}),
-        ),
-        "per channel": lambda: (
-            placement,
-            replace(
-                grids,
-                activations={**grids.activations, point.tensor: QParams(np.ones(3), -128, 127, 1)},
-            ),
-        ),
-        "zero-point": lambda: (
-            placement,
-            replace(
-                grids,
-                activations={
-                    **grids.activations,
-                    point.tensor: QParams(np.float32(1), -128, 127, zero_point=3),
-                },
-            ),
-        ),
-    }
-    return changes[what]()
-
-
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("range", "Relu_output: no range for this tensor. Calibrate first"),
-        ("integers", "conv1.weight: no integers for this weight. Quantize first"),
-        ("tensor", "ghost: the graph has no such tensor"),
-        ("initializer", "ghost: the graph has no such initializer"),
-        ("consumer", "ghost: the graph has no such node"),
-        (
-            "shape",
-            r"conv1.weight: integers have shape \(1, 8, 3, 3\), the graph wants \(8, 8, 3, 3\)",
-        ),
-        ("parameter", "ghost.bias: the graph has no such initializer"),
-        ("parameter shape", r"conv1.bias: new value has shape \(3,\), the graph \(8,\)"),
-        ("per channel", r"Relu_output: activations take one scale and zero-point 0 \(T003, T007\)"),
-        ("zero-point", r"Relu_output: activations take one scale and zero-point 0 \(T003, T007\)"),
-    ],
-)
-def test_what_does_not_fit_the_graph_is_refused_by_name(what, message):
-    case = case_of(Residual, "w8a8", "trt")
-    placement, grids = broken(case, what)
-    with pytest.raises(ExportError, match=message) as caught:
-        insert_qdq(case.graph.proto, placement, grids, {})
-    assert "\n" not in str(caught.value)
-
-
-def test_graph_that_would_not_be_valid_is_refused():
-    case = case_of(Residual, "w8a8", "trt")
-    damaged = onnx.ModelProto.FromString(case.graph.proto.SerializeToString())
-    damaged.graph.node[0].op_type = "Frobnicate"
-    with pytest.raises(ExportError, match=r"the Q/DQ graph is not valid ONNX: No Op registered"):
-        insert_qdq(damaged, case.placement, case.grids, {})
