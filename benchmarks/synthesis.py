@@ -27,8 +27,9 @@ from synthesis_plot import draw
 
 from fdda_deploy.config.sections import SynthesisConfig
 from fdda_deploy.pipeline.stages.recipe_choice import scheduled
+from fdda_deploy.pipeline.synthesis.precision import autocast_pays
 from fdda_deploy.pipeline.synthesis.recipes import Recipe, recipe_named
-from fdda_deploy.pipeline.synthesis.synthesizer import Synthesizer, autocast_pays
+from fdda_deploy.pipeline.synthesis.synthesizer import Synthesizer
 
 RECIPES = ["fdda", "gdfq", "lrq", "zeroq", "dsg", "genie"]
 KEY = ("network", "recipe", "device", "threads")
