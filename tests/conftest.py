@@ -19,6 +19,11 @@ settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts tests that fork ranks before those that start autograd's threads in this process."""
+    items.sort(key=lambda item: item.get_closest_marker("forks_ranks") is None)
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers_each_time() -> None:
     """Seeds what torch and numpy draw without a generator, where torch is loaded at all."""

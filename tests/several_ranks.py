@@ -1,4 +1,9 @@
-"""Runs a function in forked processes that are ranks of one group."""
+"""Runs a function in forked processes that are ranks of one group.
+
+A fork takes closures along and costs no new start of Python, but a child of a process in which
+autograd has started its threads cannot use autograd. So these tests run before all others
+(conftest.py looks for the mark).
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,20 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 from fdda_deploy.pipeline.distributed import Ranks, joined
 
 Work = Callable[[Ranks], Any]
+RANKS = [
+    pytest.mark.forks_ranks,
+    pytest.mark.skipif(
+        not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+        reason="this torch was built without torch.distributed and gloo",
+    ),
+]
+"""``pytestmark`` of a file that uses what is here."""
 
 
 def free_port() -> int:

@@ -132,7 +132,7 @@ def test_own_feed_is_what_runs(files: Path, capsys: pytest.CaptureFixture[str]) 
         ("bench float.onnx --batches 0", 2, "--batches 0: want whole numbers above 0"),
         ("bench float.onnx --no-transfers --seconds 0", 1, "runs on the CPU without transfers"),
         ("bench float.onnx --seconds -1", 1, "want 1 or more iterations and no negative time"),
-        ("bench float.onnx --provider rocm", 1, "provider rocm: want cpu, cuda, tensorrt"),
+        ("bench float.onnx --provider rocm", 2, "unknown 'rocm'. Known: cpu, cuda, tensorrt"),
         ("bench float.onnx --plot x.pdf --seconds 0", 1, "want a file that ends in .svg or .png"),
         ("bench float.onnx --against float.onnx", 1, "float.onnx: not readable JSON"),
         ("bench notes.plan", 1, "notes.plan is no TensorRT plan"),

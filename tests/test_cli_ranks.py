@@ -7,16 +7,11 @@ import io
 from pathlib import Path
 
 import numpy as np
-import pytest
-import torch
-from several_ranks import outcomes
+from several_ranks import RANKS, outcomes
 
 from fdda_deploy.cli import main
 
-pytestmark = pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
-    reason="this torch was built without torch.distributed and gloo",
-)
+pytestmark = RANKS
 
 
 def said(arguments: list[str]) -> tuple[int, str, str]:

@@ -8,15 +8,12 @@ import time
 
 import pytest
 import torch
-from several_ranks import joined_outcomes
+from several_ranks import RANKS, joined_outcomes
 
 from fdda_deploy.errors import ConfigError, RankError
 from fdda_deploy.pipeline.distributed import ALONE, Ranks, joined
 
-pytestmark = pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
-    reason="this torch was built without torch.distributed and gloo",
-)
+pytestmark = RANKS
 
 
 def test_started_plainly_there_is_no_process_group() -> None:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from several_ranks import joined_outcomes
+from several_ranks import RANKS, joined_outcomes
 from test_evaluate import image_set, table_predictor
 
 from fdda_deploy.pipeline.evaluate import evaluate
 
-pytestmark = pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
-    reason="this torch was built without torch.distributed and gloo",
-)
+pytestmark = RANKS
 
 
 @pytest.mark.parametrize("batch_size", [3, 100], ids=["shares", "one batch for two ranks"])

@@ -7,16 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from several_ranks import joined_outcomes
+from several_ranks import RANKS, joined_outcomes
 from test_finetune import SETTINGS, run, student, weights_of
 from torch import Tensor
 
 from fdda_deploy.pipeline.distributed import Ranks
 
-pytestmark = pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
-    reason="this torch was built without torch.distributed and gloo",
-)
+pytestmark = RANKS
 
 
 def half_labelled(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

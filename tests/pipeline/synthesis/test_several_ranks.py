@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from several_ranks import joined_outcomes
+from several_ranks import RANKS, joined_outcomes
 from synthesis_runs import CPU, SHAPE, small, synthesizer
 from torch import Tensor
 
@@ -21,10 +21,7 @@ from fdda_deploy.pipeline.synthesis.recipes import Recipe
 from fdda_deploy.pipeline.synthesis.statistics import batch_statistics
 from fdda_deploy.pipeline.synthesis.synthesize import synthesize
 
-pytestmark = pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
-    reason="this torch was built without torch.distributed and gloo",
-)
+pytestmark = RANKS
 
 
 def shared(
