@@ -14,8 +14,8 @@ _HEAP_FROM_BYTES = (2**30, 2**25)
 _KEEP_BYTES = 2**31 - 1
 """Free memory at the heap's end goes back to the kernel above this: the largest C ``int``."""
 _CACHE_PIXELS = 8 * 224 * 224
-"""mobilenet_v2 at 224 px runs fastest with eight images at a time; with smaller ones the calls
-cost more than the cache saves."""
+"""Of eight photographs: few enough that an activation is still warm when the next operator reads
+it; with small images the calls would cost more than that saves."""
 
 
 def batch_that_fits_cache(shape: Sequence[int]) -> int:

@@ -59,11 +59,6 @@ class StatisticsNetwork(nn.Module):
         logits, bn_inputs = self.graph_module(x)
         return logits, tuple(bn_inputs)
 
-    def running_statistics(self, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-        """Returns the running means and variances of all layers on ``device``."""
-        means = [layer.running_mean.to(device) for layer in self.layers]
-        return means, [layer.running_var.to(device) for layer in self.layers]
-
 
 def trace(module: nn.Module, image_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
     """Returns ``module`` (in eval mode) traced for a dynamic batch of ``image_shape`` images.

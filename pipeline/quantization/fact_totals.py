@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,8 +17,34 @@ _SUMS = ("signal", "noise", "by_input", "by_weight", "arrived_signal", "arrived_
 _INPUT_SUMS = ("count", "square", "negative", "clipped", "clip_error", "error")
 
 
-class Numbers(TypedDict):
-    """What the sums come to; as in :class:`layer_facts.LayerFacts`."""
+@dataclass(frozen=True)
+class LayerNumbers:
+    """What the sums over one layer come to.
+
+    Noise is a ratio of powers, ``sum (float - quantized)^2 / sum float^2``.
+
+    Attributes:
+        noise: Of its output, all layers before it quantized too.
+        arrived: Of its input, before its own quantizer.
+        by_input: Of its output on the float network's input, with that input alone on its grid.
+        by_weight: The same with its weight alone on its grid.
+        peak: Largest absolute value of the float input.
+        usual: 99.9th percentile of the absolute values.
+        rms: Root of the mean square.
+        low: Smallest value.
+        high: Largest value.
+        negative_share: Share of values below 0.
+        clipped_share: Share of values beyond the outermost grid points, half a step included.
+        clipping_noise: Share of the input's own rounding error that comes from clipping.
+        scale: Step of the input's grid; 0 in float.
+        channels: Channels of the input.
+        widest_channel: Largest of the channels' own absolute maxima.
+        median_channel: Median of them.
+        lost_channels: Channels that are not 0 in float and always round to 0.
+        out_channels: Channels of the output.
+        constant_channels: Output channels that never change, as with weights of 0.
+        dead_channels: These and the ones that a ReLU behind the layer never lets pass.
+    """
 
     noise: float
     arrived: float
@@ -102,7 +128,7 @@ class LayerTotals:
         self._sums["clip_error"] += _power(beyond * outside)
         self._sums["error"] += _power(x - on_grid)
 
-    def numbers(self) -> Numbers:
+    def numbers(self) -> LayerNumbers:
         """Returns what the batches came to."""
         assert self._in_peaks is not None
         assert self._out_bounds is not None
@@ -112,7 +138,7 @@ class LayerTotals:
         qparams = None if self._quantizer is None else self._quantizer.qparams
         scale = 0.0 if qparams is None else float(qparams.scale)
         alive = self._in_peaks > 0
-        return Numbers(
+        return LayerNumbers(
             noise=_ratio(sums["noise"], sums["signal"]),
             arrived=_ratio(sums["arrived_noise"], sums["arrived_signal"]),
             by_input=_ratio(sums["by_input"], sums["signal"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -10,17 +10,15 @@ from torch import Tensor, fx, nn
 
 from fdda_deploy.errors import CalibrationError
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
-from fdda_deploy.pipeline.quantization.fact_totals import LayerTotals
+from fdda_deploy.pipeline.quantization.fact_totals import LayerNumbers, LayerTotals
 from fdda_deploy.pipeline.quantization.fake_quant import ActivationQuantizer, WeightQuantizer
 from fdda_deploy.pipeline.quantization.tensor_origin import is_rectifier, origin_of, source_of
 from fdda_deploy.quant.points import WeightPoint
 
 
 @dataclass(frozen=True)
-class LayerFacts:
-    """Numbers of one quantized layer on a set of images.
-
-    Noise is a ratio of powers, ``sum (float - quantized)^2 / sum float^2``.
+class LayerFacts(LayerNumbers):
+    """What one quantized layer is, with its numbers on a set of images.
 
     Attributes:
         node: ONNX node.
@@ -31,26 +29,6 @@ class LayerFacts:
         depthwise: One input channel per group.
         weights_a_channel: Weights of one output channel.
         input_from: ``swish``, ``gate`` (a product with a sigmoid) or ``other``.
-        noise: Of its output, all layers before it quantized too.
-        arrived: Of its input, before its own quantizer.
-        by_input: Of its output on the float network's input, with that input alone on its grid.
-        by_weight: The same with its weight alone on its grid.
-        peak: Largest absolute value of the float input.
-        usual: 99.9th percentile of the absolute values.
-        rms: Root of the mean square.
-        low: Smallest value.
-        high: Largest value.
-        negative_share: Share of values below 0.
-        clipped_share: Share of values beyond the outermost grid points, half a step included.
-        clipping_noise: Share of the input's own rounding error that comes from clipping.
-        scale: Step of the input's grid; 0 in float.
-        channels: Channels of the input.
-        widest_channel: Largest of the channels' own absolute maxima.
-        median_channel: Median of them.
-        lost_channels: Channels that are not 0 in float and always round to 0.
-        out_channels: Channels of the output.
-        constant_channels: Output channels that never change, as with weights of 0.
-        dead_channels: These and the ones that a ReLU behind the layer never lets pass.
     """
 
     node: str
@@ -61,26 +39,6 @@ class LayerFacts:
     depthwise: bool
     weights_a_channel: int
     input_from: str
-    noise: float
-    arrived: float
-    by_input: float
-    by_weight: float
-    peak: float
-    usual: float
-    rms: float
-    low: float
-    high: float
-    negative_share: float
-    clipped_share: float
-    clipping_noise: float
-    scale: float
-    channels: int
-    widest_channel: float
-    median_channel: float
-    lost_channels: int
-    out_channels: int
-    constant_channels: int
-    dead_channels: int
 
     @property
     def own(self) -> float:
@@ -266,5 +224,5 @@ def _facts(layer: _Layer) -> LayerFacts:
         depthwise=layer.point.depthwise,
         weights_a_channel=layer.weights_a_channel,
         input_from=layer.input_from,
-        **layer.totals.numbers(),
+        **asdict(layer.totals.numbers()),
     )
