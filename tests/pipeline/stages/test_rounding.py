@@ -10,6 +10,7 @@ import torch
 from road_networks import own
 
 from fdda_deploy.pipeline.quantization.closed_form import round_network
+from fdda_deploy.pipeline.quantization.equalize import equalize
 from fdda_deploy.pipeline.run import build
 from fdda_deploy.pipeline.stages import quantizing, rounding
 from fdda_deploy.pipeline.stages.context import RunContext
@@ -54,6 +55,21 @@ def test_best_reconstructs_from_there(
         found["closed_form"]["after" if found["closed_form"]["kept"] else "before"], rel=1e-4
     )
     assert part["kept"] == (part["after"] < part["before"])
+
+
+@pytest.mark.parametrize(("scheme", "bits"), [("w4a4", 4), ("w4a8", 8), ("w4a16", 16)])
+def test_channels_are_equalised_for_the_width_of_activations(
+    networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, bits: int
+) -> None:
+    asked: list[int] = []
+
+    def spy(*args: Any, **more: Any) -> Any:
+        asked.append(more["act_bits"])
+        return equalize(*args, **more)
+
+    monkeypatch.setattr(rounding, "equalize", spy)
+    record_of(networks, tmp_path, effort="fast", scheme=scheme)
+    assert asked == [bits]
 
 
 def test_none_leaves_the_nearest_rounding(networks: Path, tmp_path: Path) -> None:

@@ -65,6 +65,14 @@ def test_options_reach_the_search_and_the_fine_tuning(
     assert (settings.loss, settings.psg, settings.scale_clip) == ("dkd", True, 2.5)
 
 
+@pytest.mark.parametrize(("scheme", "rate"), [("w4a4", 2e-3), ("w4a8", 1e-4)])
+def test_scales_learn_at_the_rate_that_the_width_of_activations_bears(
+    networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, rate: float
+) -> None:
+    _, (settings,) = quantized(networks, tmp_path, monkeypatch, scheme=scheme)
+    assert (settings.scale_lr, settings.step_lr, settings.bias_lr) == (rate, 2 * rate, rate)
+
+
 @pytest.mark.parametrize("observer", ["lp", "entropy"])
 def test_an_observer_by_name_decides_the_ranges(
     networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, observer: str
