@@ -7,7 +7,7 @@ float layer computes from the float inputs; then its bias takes up what is left 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,9 @@ from fdda_deploy.errors import CalibrationError
 from fdda_deploy.pipeline.network import Progress
 from fdda_deploy.pipeline.quantization.blocks import Block
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
+from fdda_deploy.pipeline.quantization.importance import position_importance
 from fdda_deploy.pipeline.quantization.moments import LayerMoments, Moments
-from fdda_deploy.pipeline.quantization.patches import (
-    distinct_positions,
-    input_rows,
-    output_size,
-)
+from fdda_deploy.pipeline.quantization.patches import Positions, input_rows, output_size
 from fdda_deploy.pipeline.quantization.rounding_layers import RoundingLayer, rounding_layers
 from fdda_deploy.pipeline.quantization.second_order import (
     MAX_EXACT_INPUTS,
@@ -59,6 +56,7 @@ class RoundingSettings:
         batch_size: Images at a time.
         correct_means: Give each bias what rounding took from the mean output.
         sequential: Make good in each layer what the layers before it lost.
+        importance: Weigh positions by how much the prediction depends on them.
         max_fan_in: Layers that read more inputs at once keep their rounding: the covariances take
             24 bytes times its square while they are solved.
     """
@@ -70,6 +68,7 @@ class RoundingSettings:
     batch_size: int = 8
     correct_means: bool = True
     sequential: bool = True
+    importance: bool = True
     max_fan_in: int = 5120
 
 
@@ -144,7 +143,7 @@ def round_network(
     float_module.to(device)
     layers, left = rounding_layers(network, float_module, settings.max_fan_in)
     rounded: list[LayerRounding] = []
-    walk = _Walk(network, float_module, settings, torch.Generator().manual_seed(seed))
+    walk = _Walk(network, float_module, settings)
     with Streams(
         images,
         batch_size=settings.batch_size,
@@ -154,10 +153,19 @@ def round_network(
     ) as streams:
         if not streams.num_samples:
             raise CalibrationError("no image to round weights on. Give --calib-data.")
+        walk.positions = _positions(layers, settings, streams.num_samples, seed)
+        if settings.importance and layers:
+            if progress is not None:
+                progress(0, len(layers), "weighing positions")
+            shapes = {name: layer.shape for name, layer in layers.items()}
+            batches = (x for x, _ in streams)
+            walk.importance = position_importance(
+                float_module, shapes, walk.positions, batches, seed=seed
+            )
         for block in streams.blocks(float_module):
             for name in block.layers:
                 if name in layers:
-                    rounded.append(walk.round_layer(layers[name], block, streams))
+                    rounded.append(walk.round_layer(name, layers[name], block, streams))
                     if progress is not None:
                         progress(len(rounded), len(layers), "rounding weights")
             if len(rounded) == len(layers):
@@ -175,17 +183,19 @@ class _Walk:
         network: QuantNetwork,
         float_module: fx.GraphModule,
         settings: RoundingSettings,
-        generator: torch.Generator,
     ) -> None:
         self._network = network
         self._float = float_module
         self._settings = settings
-        self._generator = generator
+        self.positions = Positions({}, 0, 0)
+        self.importance: dict[str, Tensor] = {}
 
-    def round_layer(self, layer: RoundingLayer, block: Block, streams: Streams) -> LayerRounding:
-        """Rounds one weight in place and corrects the bias behind it."""
+    def round_layer(
+        self, name: str, layer: RoundingLayer, block: Block, streams: Streams
+    ) -> LayerRounding:
+        """Rounds the weight of one node in place and corrects the bias behind it."""
         settings, network, point = self._settings, self._network, layer.point
-        moments = self._measure(layer, block, streams)
+        moments = self._measure(name, layer, block, streams)
         weight = self._float.get_parameter(layer.parameter)
         rows = weight.reshape(layer.shape.groups, weight.shape[0] // layer.shape.groups, -1)
         target = target_weights(rows, moments, settings.ridge) if settings.sequential else rows
@@ -215,21 +225,27 @@ class _Walk:
             point.initializer, float(before.sum()) / size, float(after.sum()) / size
         )
 
-    def _measure(self, layer: RoundingLayer, block: Block, streams: Streams) -> LayerMoments:
+    def _measure(
+        self, name: str, layer: RoundingLayer, block: Block, streams: Streams
+    ) -> LayerMoments:
         """Returns the moments of what the layer reads in both networks, at the same positions."""
         part = streamed(self._float, block.source, layer.source)
         part_hat = streamed(self._network.graph_module, block.source, layer.source_hat)
-        enough = max(_ENOUGH_SAMPLES, _SAMPLES_PER_INPUT * layer.shape.fan_in)
-        wanted = max(1, min(self._settings.samples, enough) // streams.num_samples)
         moments = Moments()
+        importance, first, taken = self.importance.get(name), 0, 0
         for value, value_hat in streams:
             x, x_hat = part(value), part_hat(value_hat)
             size = output_size(x.shape, layer.shape)
             each = size.numel() // layer.shape.weight[0] // len(value)
-            positions = distinct_positions(len(value), each, wanted, self._generator)
+            positions = self.positions.of(name, first, len(value), each)
+            shares = None
+            if importance is not None:
+                shares = importance[:, taken : taken + len(positions)]
+            first, taken = first + len(value), taken + len(positions)
             moments.add(
                 input_rows(x, size, layer.shape, positions),
                 input_rows(x_hat, size, layer.shape, positions),
+                shares,
             )
         found = moments.result()
         if not bool(found.cov_x_xhat.isfinite().all() & found.cov_xhat.isfinite().all()):
@@ -238,6 +254,16 @@ class _Walk:
                 "Check the images and the weights before it."
             )
         return found
+
+
+def _positions(
+    layers: Mapping[str, RoundingLayer], settings: RoundingSettings, num_images: int, seed: int
+) -> Positions:
+    def wanted(layer: RoundingLayer) -> int:
+        enough = max(_ENOUGH_SAMPLES, _SAMPLES_PER_INPUT * layer.shape.fan_in)
+        return max(1, min(settings.samples, enough) // num_images)
+
+    return Positions({name: wanted(layer) for name, layer in layers.items()}, num_images, seed)
 
 
 def _rounded(

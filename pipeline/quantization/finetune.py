@@ -18,6 +18,7 @@ from fdda_deploy.pipeline.quantization.augmentation import augmented
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.distillation import LOSSES, distillation_loss, student_loss
 from fdda_deploy.pipeline.quantization.fixed_integers import FixedIntegers
+from fdda_deploy.pipeline.quantization.micro_batches import backward_in_parts, images_at_once
 from fdda_deploy.pipeline.quantization.same_start import start_alike
 from fdda_deploy.pipeline.quantization.weight_reshaping import (
     WeightReshaper,
@@ -27,8 +28,6 @@ from fdda_deploy.pipeline.quantization.weight_reshaping import (
 
 Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 """Gives (images, labels) of a batch; label -1 means unknown."""
-
-
 TRAINABLE = ("all", "scales-and-biases")
 CHECK_EVERY = 50
 """Steps between two looks at whether the loss is still a number."""
@@ -64,6 +63,7 @@ class FinetuneSettings:
             bear ten times that.
         step_lr: Peak rate of the logarithms of the activation steps beside them.
         bias_lr: Peak rate of the biases beside them, in their own unit.
+        memory_limit_bytes: A batch that does not fit is taken in parts; None for no limit.
 
     Raises:
         ConfigError: An unknown choice, or choices that exclude each other.
@@ -87,6 +87,7 @@ class FinetuneSettings:
     scale_lr: float = 1e-3
     step_lr: float = 2e-3
     bias_lr: float = 1e-3
+    memory_limit_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -118,6 +119,7 @@ class FinetuneResult:
         steps: Steps taken: all, unless the loss stopped being a number.
         history: Loss curves, one finite value per recorded step.
         history_every: Steps between two recorded ones.
+        images_at_once: Images of a step that were in memory together.
     """
 
     kept: bool
@@ -126,6 +128,7 @@ class FinetuneResult:
     steps: int
     history: dict[str, list[float]] = field(default_factory=dict)
     history_every: int = 1
+    images_at_once: int = 0
 
 
 def finetune(
@@ -166,7 +169,9 @@ def finetune(
     try:
         for parameter in network.parameters() if fixed is None else fixed.trained:
             parameter.requires_grad_(True)
-        losses = _train(network, teacher, draws, settings, generator, fixed, progress, ranks)
+        losses, at_once = _train(
+            network, teacher, draws, settings, generator, fixed, progress, ranks
+        )
         after = divergence(network, teacher, held_out, device)
     finally:
         network.requires_grad_(False)
@@ -179,7 +184,8 @@ def finetune(
         fixed.write_back()
     curve = [value for value in map(float, losses) if math.isfinite(value)]
     every = max(1, len(losses) // HISTORY_POINTS)
-    return FinetuneResult(kept, before, after, len(losses), {"student_loss": curve[::every]}, every)
+    history = {"student_loss": curve[::every]}
+    return FinetuneResult(kept, before, after, len(losses), history, every, at_once)
 
 
 def _train(
@@ -191,10 +197,10 @@ def _train(
     fixed: FixedIntegers | None,
     progress: Progress | None,
     ranks: Ranks,
-) -> list[Tensor]:
-    """Takes all steps, or those until one is not finite; returns the loss of each, on the device.
+) -> tuple[list[Tensor], int]:
+    """Takes all steps, or those until a check, every 50, finds one that is not finite.
 
-    The check is made every 50 steps, because it waits for the device.
+    Returns the loss of each, on the device, and how many images were in memory together.
     """
     device = next(network.parameters()).device
     optimizer = _optimizer(network, settings, fixed)
@@ -202,51 +208,48 @@ def _train(
     period = settings.cosine_period_steps or settings.num_steps
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=period)
     losses: list[Tensor] = []
+    loss_of = _student_loss(network, teacher, settings)
+    at_once, text = 0, "fine-tuning"
     reshaper.reshape()
     for step in range(settings.num_steps):
         images, labels = _batch(draws, settings, generator, device)
+        mine = ranks.share(len(images))
+        if not at_once:
+            size, limit = len(images[mine]), settings.memory_limit_bytes
+            at_once = images_at_once(network, images[:1], size, limit)
+            text += f", {at_once} images at a time" if at_once < size else ""
         optimizer.zero_grad(set_to_none=True)
-        loss = _loss(network, teacher, images, labels, settings, ranks)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss = backward_in_parts(loss_of, images, labels, mine, at_once)
         ranks.add_gradients(p for group in optimizer.param_groups for p in group["params"])
         reshaper.scale_gradients()
         optimizer.step()
         reshaper.reshape()
         schedule.step()
-        losses.append(ranks.add_up(loss.detach()))
+        losses.append(ranks.add_up(loss))
         if progress is not None:
-            progress(step + 1, settings.num_steps, "fine-tuning")
+            progress(step + 1, settings.num_steps, text)
         if step % CHECK_EVERY == CHECK_EVERY - 1 and not math.isfinite(float(losses[-1])):
             break
-    return losses
+    return losses, at_once
 
 
-def _loss(
-    network: nn.Module,
-    teacher: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    settings: FinetuneSettings,
-    ranks: Ranks,
-) -> Tensor:
-    """Returns this rank's part of the batch's loss: the parts of all ranks add up to it."""
-    mine = ranks.share(len(images))
-    x, y = images[mine], labels[mine]
-    with torch.no_grad():
-        target = teacher(x)
-    parts = 1.0, 1.0
-    if not ranks.alone:
-        known = [float((part >= 0).sum()) for part in (y, labels)]
-        parts = len(y) / len(labels), known[0] / max(1.0, known[1])
-    return student_loss(
-        network(x),
-        target,
-        y,
-        loss=settings.loss,
-        alpha=settings.alpha,
-        temperature=settings.temperature,
-        parts=parts,
-    )
+def _student_loss(
+    network: nn.Module, teacher: nn.Module, settings: FinetuneSettings
+) -> Callable[[Tensor, Tensor, tuple[float, float]], Tensor]:
+    def loss_of(x: Tensor, y: Tensor, parts: tuple[float, float]) -> Tensor:
+        with torch.no_grad():
+            target = teacher(x)
+        return student_loss(
+            network(x),
+            target,
+            y,
+            loss=settings.loss,
+            alpha=settings.alpha,
+            temperature=settings.temperature,
+            parts=parts,
+        )
+
+    return loss_of
 
 
 @torch.no_grad()

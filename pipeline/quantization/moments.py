@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_LEAST_SHARE = 1e-6
+"""So that samples of which none counts still have a mean."""
+
 
 @dataclass(frozen=True)
 class LayerMoments:
@@ -43,16 +46,20 @@ class Moments:
     def __init__(self) -> None:
         self._median: Tensor | None = None
 
-    def add(self, x: Tensor, x_hat: Tensor) -> None:
+    def add(self, x: Tensor, x_hat: Tensor, shares: Tensor | None = None) -> None:
         """Takes in one batch.
 
         Args:
             x: Float inputs ``(groups, samples, d)``.
             x_hat: Quantized inputs at the same positions.
+            shares: ``(groups, samples)``, 0 or more: what each sample's weight is multiplied by;
+                the same for all groups with one row.
         """
         energy = torch.linalg.vector_norm(x, dim=2, keepdim=True).square_()
         median = self._start(x, x_hat, energy) if self._median is None else self._median
         weight = 1 / (1 + energy / median)
+        if shares is not None:
+            weight *= shares.to(weight).clamp_min(_LEAST_SHARE)[:, :, None]
         centered, centered_hat = x - self._origin, x_hat - self._origin_hat
         weighted_hat = centered_hat * weight
         self._count += weight.sum(dim=1)

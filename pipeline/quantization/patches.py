@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -93,19 +94,40 @@ def sampled_positions(output: Tensor, shape: LayerShape, generator: torch.Genera
     return (drawn + each * torch.arange(count)[:, None]).flatten()
 
 
-def distinct_positions(images: int, each: int, wanted: int, generator: torch.Generator) -> Tensor:
-    """Returns flat positions over batch and space, none twice, ``wanted`` of each image.
+class Positions:
+    """Where layers are watched: in each image one position of each of as many equal runs.
+
+    Whoever asks, in whatever batches, gets the same positions of an image. Where a run is hardly
+    longer than a position, a few are drawn twice.
 
     Args:
-        images: Images in the batch.
-        each: Positions in an image; all are taken where there are no more than wanted.
-        wanted: At least 1.
-        generator: On the CPU.
+        wanted: How many positions of an image, by layer; 1 or more.
+        num_images: In all.
+        seed: Of where in its run a position is.
     """
-    if each <= wanted:
-        return torch.arange(images * each)
-    drawn = torch.rand(images, each, generator=generator).topk(wanted).indices.sort().values
-    return (drawn + each * torch.arange(images)[:, None]).flatten()
+
+    def __init__(self, wanted: Mapping[str, int], num_images: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._inside = {
+            name: torch.rand(num_images, count, generator=generator)
+            for name, count in wanted.items()
+        }
+
+    def of(self, name: str, first: int, images: int, each: int) -> Tensor:
+        """Returns flat positions over batch and space, the images' in turn.
+
+        Args:
+            name: The layer.
+            first: Which image the batch begins with.
+            images: Images in the batch.
+            each: Positions in an image; all are taken where there are no more than wanted.
+        """
+        inside = self._inside[name][first : first + images].double()
+        count = inside.shape[1]
+        if each <= count:
+            return torch.arange(images * each)
+        drawn = ((torch.arange(count) + inside) * (each / count)).long().clamp_max(each - 1)
+        return (drawn + each * torch.arange(images)[:, None]).flatten()
 
 
 def output_size(size: torch.Size, shape: LayerShape) -> torch.Size:

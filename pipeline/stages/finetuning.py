@@ -40,6 +40,7 @@ def finetune_settings(context: RunContext) -> FinetuneSettings:
         steps = table["small" if context.small_images else "large"]
     steps = context.config.quantize.finetune_steps or steps
     period = published.student_cosine_period_steps * steps / max(1, full_steps)
+    on_cpu = context.device.type == "cpu"
     rate = SCALE_RATE["8 bits" if context.config.quantize.act_bits >= 8 else "below 8 bits"]
     return FinetuneSettings(
         num_steps=max(1, steps),
@@ -58,6 +59,7 @@ def finetune_settings(context: RunContext) -> FinetuneSettings:
         scale_lr=rate,
         step_lr=2 * rate,
         bias_lr=rate,
+        memory_limit_bytes=int(context.config.quantize.memory_limit * 2**30) if on_cpu else None,
     )
 
 
@@ -119,6 +121,7 @@ def _record(result: FinetuneResult, holds_out: bool) -> dict[str, Json]:
     reason = f"kept: KL fell from {better}" if result.kept else f"not kept: KL went from {better}"
     return {
         "steps": result.steps,
+        "images_at_once": result.images_at_once,
         "kept": result.kept,
         "metric": f"KL(float || quantized), nats, {judges}",
         "before": result.before,

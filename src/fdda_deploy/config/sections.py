@@ -135,7 +135,7 @@ class QuantizeConfig(Section):
         effort: How weights are rounded: ``none`` to nearest, ``fast`` in closed form; ``normal``
             then distils scales and biases, ``best`` reconstructs blocks before, hours on a CPU;
             ``auto`` is ``normal`` up to 64 px or on a GPU, else ``fast``, minutes on two cores.
-        memory_limit: GiB that calibration, rounding and reconstruction may take; activations beyond
+        memory_limit: GiB that rounding, reconstruction and fine-tuning may take; activations beyond
             it go to disk. 4 is what a small machine can spare.
         max_drop: Most top-1 points that may be lost: the cheapest widths per layer (the scheme's, 8
             bits or float) that hold it on the tune images; None gives every layer the scheme's.

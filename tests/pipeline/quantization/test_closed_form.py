@@ -162,7 +162,8 @@ def test_progress_counts_layers() -> None:
         device=CPU,
         progress=lambda *step: seen.append(step),
     )
-    assert seen == [(n + 1, 4, "rounding weights") for n in range(4)]
+    assert seen[0] == (0, 4, "weighing positions")
+    assert seen[1:] == [(n + 1, 4, "rounding weights") for n in range(4)]
 
 
 def test_no_image_is_refused() -> None:

@@ -12,7 +12,7 @@ from fdda_deploy.pipeline.quantization.patches import (
     MAX_POSITIONS,
     MIN_POSITIONS,
     LayerShape,
-    distinct_positions,
+    Positions,
     input_rows,
     layer_shape,
     num_positions,
@@ -92,9 +92,22 @@ def test_output_sizes_are_the_layers(name: str) -> None:
     assert output_size(x.shape, shape) == module(x).shape
 
 
-def test_distinct_positions_take_as_many_of_each_image_and_none_twice() -> None:
-    found = distinct_positions(3, 50, 20, torch.Generator().manual_seed(0))
-    assert torch.bincount(found // 50).tolist() == [20] * 3
-    assert len(found.unique()) == 60
-    assert found[:20].tolist() != (found[20:40] - 50).tolist()
-    assert distinct_positions(2, 5, 5, torch.Generator()).tolist() == list(range(10))
+def test_positions_are_one_of_each_run_of_an_image() -> None:
+    found = Positions({"a": 20}, 3, seed=0).of("a", 0, 3, 60)
+    assert (found // 3).tolist() == list(range(60))
+    assert found[:20].tolist() != (found[20:40] - 60).tolist()
+
+
+def test_positions_are_the_same_in_batches_of_any_size() -> None:
+    positions = Positions({"a": 7, "b": 7}, 12, seed=3)
+    whole = positions.of("a", 0, 12, 50)
+    parts = [positions.of("a", first, 4, 50) + 50 * first for first in (0, 4, 8)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(positions.of("b", 0, 12, 50), whole)
+    assert not torch.equal(Positions({"a": 7}, 12, seed=4).of("a", 0, 12, 50), whole)
+
+
+@pytest.mark.parametrize("each", [1, 4, 5])
+def test_all_positions_are_taken_where_no_more_are_there(each: int) -> None:
+    found = Positions({"a": 5}, 2, seed=0).of("a", 0, 2, each)
+    assert found.tolist() == list(range(2 * each))

@@ -41,6 +41,16 @@ def test_fast_rounds_in_closed_form_and_held_out_images_get_closer(
     assert found["closed_form"]["left"] == []
 
 
+@pytest.mark.parametrize(("scheme", "images"), [("w8a8", 24), ("w4a8", 40)])
+def test_eight_bit_weights_of_large_images_are_rounded_on_fewer(
+    networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, images: int
+) -> None:
+    monkeypatch.setattr(RunContext, "small_images", property(lambda _context: False))
+    monkeypatch.setattr(rounding, "ENOUGH_FOR_8_BITS", 24)
+    found = record_of(networks, tmp_path, effort="fast", scheme=scheme)
+    assert found["images"] == images
+
+
 def test_best_reconstructs_from_there(
     networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
