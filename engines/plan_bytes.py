@@ -4,21 +4,23 @@ Without a GPU no plan can be opened, but TensorRT-RTX stores weights as they are
 integers or floats of a filter, channels last, the last axis padded, stand in the plan byte for
 byte. So each weight is looked for in the layouts below. What is found is measured; what is not is
 called unknown, never guessed. TensorRT-RTX also carries the source text of each kernel that it
-generates, which on a small network outweighs the weights; those kernels are counted by name.
+generates, which on a small network outweighs the weights; `engines.plan_kernels` shares it out.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+from fdda_deploy.engines.plan_kernels import kernel_bytes, source_bytes
+from fdda_deploy.engines.plan_weights import Weight, weights_of
+
 PADS = (1, 4, 8, 16, 32, 64)
 """Multiples that the last axis was seen padded to: 4 in INT8 stems and depthwise filters."""
 MIN_BYTES = 32
@@ -26,9 +28,10 @@ MIN_BYTES = 32
 MIN_DISTINCT = 4
 """So may a weight of hardly any different bytes, such as zeros."""
 SAMPLE = 4096
-KERNEL = re.compile(rb"__myl_\w{1,300}?_0x([0-9a-f]{32})")
 ZEROS = re.compile(rb"\x00{4096,}")
 UNKNOWN = "unknown"
+PLAN_BYTES_SCHEMA = 1
+"""Version of plan_bytes.json: its names and units."""
 _FLOAT_BYTES = 4
 Bytes = npt.NDArray[np.uint8]
 
@@ -45,6 +48,8 @@ class LayerBytes:
         layout: Order of its axes in the plan, for instance ``channels-last, padded to 4``.
         num_bytes: What it takes in the plan, padding included; None where it was not found.
         float_bytes: What it would take in float32.
+        kernel_bytes: Its share of the source text of generated kernels, which a float layer
+            hardly ever has.
     """
 
     node: str
@@ -53,11 +58,18 @@ class LayerBytes:
     layout: str
     num_bytes: int | None
     float_bytes: int
+    kernel_bytes: int = 0
 
     @property
     def grew(self) -> bool:
-        """Whether it takes more bytes than in float32."""
+        """Whether its weight takes more bytes than in float32."""
         return self.num_bytes is not None and self.num_bytes > self.float_bytes
+
+    @property
+    def does_not_pay(self) -> bool:
+        """Whether it is quantized and takes more, with its kernels, than its weight in float32."""
+        quantized = self.num_bytes is not None and not self.stored.startswith("float")
+        return quantized and (self.num_bytes or 0) + self.kernel_bytes > self.float_bytes
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,7 @@ class PlanBytes:
         layers: Every weight, in graph order.
         weight_bytes: Bytes that are weights for sure; a weight that stands once counts once.
         generated_kernels: Kernels whose source the plan carries; each shape and fusion has its own.
+        source_bytes: Of those sources; one that serves several scales stands several times.
         zero_bytes: Bytes in long runs of zeros.
     """
 
@@ -77,6 +90,7 @@ class PlanBytes:
     weight_bytes: int
     generated_kernels: int
     zero_bytes: int
+    source_bytes: int = 0
 
     @property
     def other_bytes(self) -> int:
@@ -91,12 +105,21 @@ class PlanBytes:
             for layer in self.layers
             if layer.grew
         ]
+        dear = [layer for layer in self.layers if layer.does_not_pay and not layer.grew]
+        if dear:
+            dear.sort(key=lambda layer: layer.float_bytes)
+            spent = sum((layer.num_bytes or 0) + layer.kernel_bytes for layer in dear)
+            told.append(
+                f"{len(dear)} layers take {spent:,} bytes with the kernels that were generated "
+                f"for them, and {sum(layer.float_bytes for layer in dear):,} in float32 "
+                f"({_names(layer.node for layer in dear)}). A plan is smaller without them in "
+                "INT8; whether it is quicker only a GPU can tell."
+            )
         lost = [layer.node for layer in self.layers if layer.stored == UNKNOWN]
         if lost:
-            names = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
             told.append(
-                f"{names}: the weights are not in the plan as they are in the graph, so their "
-                "share is unknown."
+                f"{_names(lost)}: the weights are not in the plan as they are in the graph, so "
+                "their share is unknown."
             )
         if self.zero_bytes > self.weight_bytes:
             told.append(
@@ -109,10 +132,12 @@ class PlanBytes:
     def to_json(self) -> dict[str, object]:
         """Returns the whole as JSON-ready values."""
         return {
+            "schema": PLAN_BYTES_SCHEMA,
             "plan_bytes": self.plan_bytes,
             "weight_bytes": self.weight_bytes,
             "other_bytes": self.other_bytes,
             "generated_kernels": self.generated_kernels,
+            "source_bytes": self.source_bytes,
             "zero_bytes": self.zero_bytes,
             "warnings": list(self.warnings()),
             "layers": [asdict(layer) for layer in self.layers],
@@ -129,8 +154,10 @@ def attribute(plan: bytes, model: bytes) -> PlanBytes:
     import onnx
 
     graph = onnx.load_from_string(model).graph
+    named = {node: weight.name for node, weight in weights_of(graph)}
+    shares = kernel_bytes(plan, graph, named)
     layers, spans = [], set()
-    for node, weight in _weights(graph):
+    for node, weight in weights_of(graph):
         found = _find(plan, weight)
         layers.append(
             LayerBytes(
@@ -140,27 +167,22 @@ def attribute(plan: bytes, model: bytes) -> PlanBytes:
                 found.layout if found else "",
                 found.length if found else None,
                 _FLOAT_BYTES * weight.size,
+                round(shares.get(node, 0)),
             )
         )
         if found is not None:
             spans.add((found.start, found.start + found.length))
-    kernels = {match[1] for match in KERNEL.finditer(plan)}
     zeros = sum(len(match[0]) for match in ZEROS.finditer(plan))
-    return PlanBytes(len(plan), tuple(layers), _covered(spans), len(kernels), zeros)
+    sources = source_bytes(plan)
+    return PlanBytes(
+        len(plan), tuple(layers), _covered(spans), len(sources), zeros, sum(sources.values())
+    )
 
 
-@dataclass(frozen=True)
-class _Weight:
-    """A weight as the graph has it: integers with their scale, or floats."""
-
-    name: str
-    values: npt.NDArray[Any]
-    stored: str
-    real: npt.NDArray[np.float32] | None  # what the integers stand for
-
-    @property
-    def size(self) -> int:
-        return int(self.values.size)
+def _names(nodes: Iterable[str]) -> str:
+    """Returns the first three of many names, and how many more there are."""
+    names = list(nodes)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @dataclass(frozen=True)
@@ -171,57 +193,7 @@ class _Found:
     length: int
 
 
-def _weights(graph: Any) -> Iterator[tuple[str, _Weight]]:
-    """Yields (node, weight) for each weighted node whose weight is in the file."""
-    held = {tensor.name: tensor for tensor in graph.initializer}
-    makers = {output: node for node in graph.node for output in node.output}
-    for node in graph.node:
-        if node.op_type not in WEIGHTED:
-            continue
-        for read in node.input[:2]:
-            name, path = read, []
-            while name not in held and (maker := makers.get(name)) is not None and maker.input:
-                path.append(maker)
-                name = maker.input[0]
-            if name in held and len(held[name].dims) >= 2:
-                yield node.name, _weight(held[name], path, held)
-
-
-def _weight(tensor: Any, path: list[Any], held: dict[str, Any]) -> _Weight:
-    from onnx import TensorProto, numpy_helper
-
-    kinds = {TensorProto.INT8: "int8", TensorProto.INT4: "int4", TensorProto.FLOAT8E4M3FN: "fp8"}
-    kind = kinds.get(tensor.data_type)
-    values = numpy_helper.to_array(tensor)
-    if kind is None:
-        return _Weight(tensor.name, values, str(values.dtype), None)
-    if kind == "fp8":
-        return _Weight(tensor.name, values.view(np.uint8), kind, None)
-    integers = values.astype(np.int8)
-    return _Weight(tensor.name, integers, kind, _dequantized(integers, path, held))
-
-
-def _dequantized(
-    integers: npt.NDArray[np.int8], path: list[Any], held: dict[str, Any]
-) -> npt.NDArray[np.float32] | None:
-    from onnx import numpy_helper
-
-    node = next((node for node in path if node.op_type == "DequantizeLinear"), None)
-    if node is None or node.input[1] not in held:
-        return None
-    scale = numpy_helper.to_array(held[node.input[1]]).astype(np.float32)
-    if scale.ndim > 1:  # blocks: too many roundings to expect the same bytes
-        return None
-    if scale.ndim == 1:
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1) % integers.ndim
-        if scale.size != integers.shape[axis]:
-            return None
-        scale = scale.reshape([-1 if axis == d else 1 for d in range(integers.ndim)])
-    real: npt.NDArray[np.float32] = integers.astype(np.float32) * scale
-    return real
-
-
-def _find(plan: bytes, weight: _Weight) -> _Found | None:
+def _find(plan: bytes, weight: Weight) -> _Found | None:
     """Returns where a weight stands in the plan: as integers, else as the floats they mean."""
     forms: list[tuple[str, npt.NDArray[Any]]] = []
     if weight.real is None and weight.stored.startswith("float"):

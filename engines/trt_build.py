@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from fdda_deploy.engines.build_log import CHECK, advice
@@ -133,12 +132,7 @@ class _BuildSession:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.parser = None
         self.config = None
         self.network = None

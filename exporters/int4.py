@@ -28,13 +28,6 @@ def pack_int4(values: npt.NDArray[np.int8]) -> bytes:
     return bytes((nibbles[0::2] | (nibbles[1::2] << 4)).astype(np.uint8).tobytes())
 
 
-def unpack_int4(data: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.int8]:
-    """Returns the int8 array that `pack_int4` packed."""
-    packed = np.frombuffer(data, dtype=np.uint8)
-    nibbles = np.stack([packed & 0x0F, packed >> 4], axis=1).reshape(-1).astype(np.int8)
-    return np.where(nibbles > 7, nibbles - 16, nibbles).astype(np.int8).reshape(shape)
-
-
 def int4_initializer(name: str, values: npt.NDArray[np.int8]) -> onnx.TensorProto:
     """Returns an INT4 initializer of ``values``."""
     return onnx.TensorProto(

@@ -60,8 +60,13 @@ def _require_data(path: Path, size: int, tensors: list[TensorProto]) -> None:
     for tensor in tensors:
         facts = {entry.key: entry.value for entry in tensor.external_data}
         location = facts.get("location", "")
-        place = (folder / location).resolve()
-        if not location or Path(location).is_absolute() or not place.is_relative_to(folder):
+        place = (folder / location.replace("\0", "")).resolve()
+        if (
+            not location
+            or "\0" in location
+            or Path(location).is_absolute()
+            or not place.is_relative_to(folder)
+        ):
             raise ExportError(
                 f"{path}: tensor {_name(tensor)} keeps its data in {location!r}, outside the "
                 "file's folder. Refused: copy the data beside the file and export it again."

@@ -8,8 +8,6 @@ The bodies of If, Loop and Scan are not looked into; a T000 note says so.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -88,11 +86,6 @@ def known_target(target: str) -> str:
     if target not in TARGETS:
         raise ExportError(f"target {target!r}: the TensorRT check knows {', '.join(TARGETS)}.")
     return TARGETS[target]
-
-
-def findings_to_json(findings: Sequence[Finding]) -> str:
-    """Returns the findings as a JSON list of objects, one key per field of `Finding`."""
-    return json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1) + "\n"
 
 
 def summary(findings: Sequence[Finding]) -> str:

@@ -13,43 +13,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from fdda_deploy.engines.compare import Comparison, compare_arrays
-from fdda_deploy.engines.ort_run import OrtRunner
 from fdda_deploy.engines.runner import Array, Feed
-from fdda_deploy.errors import ConfigError, DataError, EngineError, ExportError
+from fdda_deploy.errors import ConfigError, DataError, ExportError
 from fdda_deploy.exporters.repair.record import Applied
 from fdda_deploy.exporters.repair.repairing import repair
 from fdda_deploy.exporters.rules.finding import Finding
 from fdda_deploy.exporters.trt_rules import check
+from fdda_deploy.pipeline.repair_proof import Proof, proved
 
-EXACT_TOLERANCE = 1e-5
-"""Relative L2 distance of the outputs where every repair was exact: float rounding."""
-GRID_TOLERANCE = 0.1
-"""The same where a grid had to change, as from UINT8 behind a ReLU to symmetric INT8."""
 PROOF_BATCH = 4
 MAX_ELEMENTS = 2**28
-
-AS_GIVEN = "the file as it was"
-RESTORED = "the file with its opset, IR and axes repaired, as nothing loads it before"
-
-
-@dataclass(frozen=True)
-class Proof:
-    """How near the repaired graph's outputs are to those of the graph before.
-
-    Attributes:
-        reference: What was run before the repair, in words.
-        inputs: What both graphs were fed, in words.
-        runtime: ONNX Runtime's version and setting.
-        tolerance: Largest relative L2 distance that was accepted.
-        outputs: Comparison of each output, by name.
-    """
-
-    reference: str
-    inputs: str
-    runtime: str
-    tolerance: float
-    outputs: dict[str, Comparison]
 
 
 @dataclass(frozen=True)
@@ -91,13 +64,12 @@ def fix(
         profiles_given: As for `exporters.trt_rules.check`.
         flags: As for `exporters.trt_rules.check`.
         feed: One array per input; None draws normal numbers of ``seed``.
-        tolerance: Largest relative L2 distance of any output; None takes 1e-5 where every repair
-            was exact, and 0.1 where a grid changed.
+        tolerance: Largest relative L2 distance of any output; None asks as `repair_proof` says.
         seed: Of the inputs that are drawn.
 
     Raises:
         ConfigError: A tolerance that is not positive.
-        ExportError: The graph is not sound, or an output moved by more than the tolerance.
+        ExportError: The graph is not sound, or the proof failed.
         EngineError: ONNX Runtime cannot run the graph, or the feed does not fit it.
     """
     if tolerance is not None and not 0 < tolerance < math.inf:
@@ -116,62 +88,12 @@ def fix(
     repaired = repair(model, target=target, compute_capabilities=compute_capabilities)
     if not repaired.applied:
         return Fix(model, (), before, before, None)
-    allowed = tolerance or (EXACT_TOLERANCE if repaired.exact else GRID_TOLERANCE)
-    proof = _prove(model, repaired.model, target, feed, allowed, seed)
-    _require_near(proof)
-    return Fix(repaired.model, repaired.applied, before, findings_of(repaired.model), proof)
-
-
-def _prove(
-    model: onnx.ModelProto,
-    repaired: onnx.ModelProto,
-    target: str,
-    feed: Feed | None,
-    tolerance: float,
-    seed: int,
-) -> Proof:
     inputs = "the feed that was given"
     if feed is None:
         feed = seeded_feed(model, seed)
         inputs = f"{PROOF_BATCH} rows of normal numbers, seed {seed}"
-    reference = AS_GIVEN
-    try:
-        wanted, _ = _run(model, feed)
-    except EngineError:
-        restored = repair(model, target=target, only_restoring=True)
-        if not restored.applied:
-            raise
-        wanted, _ = _run(restored.model, feed)
-        reference = RESTORED
-    found, runtime = _run(repaired, feed)
-    if list(wanted) != list(found):
-        raise ExportError("the repair changed the graph's outputs. Report this file.")
-    outputs = {name: compare_arrays(name, wanted[name], found[name]) for name in wanted}
-    return Proof(reference, inputs, runtime, tolerance, outputs)
-
-
-def _run(model: onnx.ModelProto, feed: Feed) -> tuple[dict[str, Array], str]:
-    runner = OrtRunner(model.SerializeToString(), optimizations="basic")
-    with runner:
-        outputs, described = runner.infer(feed), runner.describe()
-    for name, array in outputs.items():
-        if not np.isfinite(np.asarray(array, np.float64)).all():
-            raise EngineError(
-                f"output {name}: not finite on the inputs of the proof, so nothing can be proved. "
-                "Give inputs that the network is made for with --feed."
-            )
-    return outputs, described
-
-
-def _require_near(proof: Proof) -> None:
-    for name, compared in proof.outputs.items():
-        if not compared.relative_l2 <= proof.tolerance:
-            raise ExportError(
-                f"output {name}: the repairs move it by a relative L2 distance of "
-                f"{compared.relative_l2:.3g}, over the tolerance of {proof.tolerance:g}; nothing "
-                "is written. Quantize the network again symmetrically, prove it on real inputs "
-                "with --feed, or accept the distance with --tolerance."
-            )
+    proof = proved(model, repaired, target, feed, inputs, tolerance)
+    return Fix(repaired.model, repaired.applied, before, findings_of(repaired.model), proof)
 
 
 def seeded_feed(model: onnx.ModelProto, seed: int) -> dict[str, Array]:

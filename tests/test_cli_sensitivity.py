@@ -114,3 +114,12 @@ def test_a_bound_or_images_that_make_no_sense_are_wrong_usage(
     assert captured.err.startswith(message)
     assert captured.err.count("\n") == 1
     assert not asked
+
+
+def test_fp16_has_no_layer_to_rank_and_says_so_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sensitivity", "digits", "--scheme", "fp16", "--out", str(tmp_path / "out")]
+    assert main(words) == 1
+    assert "FP16 quantizes no layer, so there is none to rank" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

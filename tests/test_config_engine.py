@@ -31,6 +31,15 @@ def test_batches_left_out_fit_those_that_were_asked_for(
     assert EngineConfig(**given).batches(1) == want
 
 
+def test_the_plan_takes_the_batches_that_are_timed() -> None:
+    assert EngineConfig(bench_batches=(1, 128)).batches(1) == (1, 8, 128)
+
+
+def test_a_batch_to_time_that_the_plan_excludes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--bench-batches 32: the plan takes at most 16"):
+        EngineConfig(bench_batches=(1, 32), max_batch=16)
+
+
 def test_the_plan_takes_the_batch_that_is_evaluated() -> None:
     assert EngineConfig().batches(256) == (1, 8, 256)
 
@@ -90,7 +99,8 @@ def test_every_option_is_read_from_flags_and_survives_a_file() -> None:
         "timing_cache": "timings",
         "calibrator": "trt",
     }
-    config = config_from(None, DIGITS | flags)
+    config = config_from(None, DIGITS | flags | {"bench_batches": "2,32"})
+    assert config.engine.bench_batches == (2, 32)
     for name, value in flags.items():
         assert getattr(config.engine, name) == value
     options = options_from(config.engine, config.run.batch_size)

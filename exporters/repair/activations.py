@@ -123,6 +123,8 @@ def _move(graph: GraphEdit, node: onnx.NodeProto, operands: tuple[str, str]) -> 
             graph.rewire(node, index, name)
         else:
             graph.append_input(node, name)
+    if node.op_type == "DequantizeLinear":
+        return  # there the attribute is the type of the floats
     for at in reversed(range(len(node.attribute))):
         if node.attribute[at].name == "output_dtype":
             del node.attribute[at]

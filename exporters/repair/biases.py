@@ -13,6 +13,7 @@ import numpy as np
 from onnx import TensorProto
 
 from fdda_deploy.exporters.repair.editing import GraphEdit
+from fdda_deploy.exporters.repair.grids import float_type
 from fdda_deploy.exporters.repair.nodes import attribute, label, plain_name
 from fdda_deploy.exporters.repair.record import Change, Repair
 from fdda_deploy.exporters.rules.graph import Request
@@ -31,7 +32,8 @@ def _apply(graph: GraphEdit, request: Request) -> Iterator[Change]:
         if shape is None or node.output[0] in graph.pinned:
             continue
         value = integers.astype(np.float32) * scale.astype(np.float32).reshape(shape)
-        name = graph.add_constant(plain_name(node.input[0]), value.astype(scale.dtype))
+        kind = float_type(node, scale)
+        name = graph.add_constant(plain_name(node.input[0]), value.astype(kind))
         graph.redirect(node.output[0], name)
         yield Change(label(node), node.input[0], "INT32 bias to float", True)
 

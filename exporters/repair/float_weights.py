@@ -57,7 +57,7 @@ def _fold(graph: GraphEdit, pair: onnx.NodeProto, weight: Array, grid: grids.Gri
         )
         x_int, scale, axis = quantize(weight, new), new.scale.astype(weight.dtype), new.axis
         what = "float weight on an asymmetric grid to symmetric INT8"
-    graph.redirect(output, grids.dequantized_constant(graph, output, x_int, scale, axis))
+    graph.redirect(output, grids.dequantized_constant(graph, pair, x_int, scale, axis))
     return Change(label(pair), output, what, grid.symmetric)
 
 

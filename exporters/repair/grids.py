@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
+from fdda_deploy.errors import ExportError
 from fdda_deploy.exporters.repair.editing import Array, GraphEdit, quantized_type
 from fdda_deploy.exporters.repair.nodes import attribute
 from fdda_deploy.exporters.rules.graph import WEIGHTED_OPS
@@ -143,6 +144,22 @@ def integers(weight: Array, grid: Grid) -> npt.NDArray[np.int8]:
     return quantize(weight, _qparams(weight, grid))
 
 
+def float_type(node: onnx.NodeProto, scale: Array) -> np.dtype[Any]:
+    """Returns what a DequantizeLinear makes: the type of its scale, or what opset 23 states.
+
+    Raises:
+        ExportError: What is stated is no element type.
+    """
+    stated = attribute(node, "output_dtype")
+    try:
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(stated)) if stated else scale.dtype
+    except (KeyError, TypeError):
+        raise ExportError(
+            f"node {node.name!r}: output_dtype {stated!r} is no element type of ONNX. "
+            "Export it again."
+        ) from None
+
+
 def fits(tensor: Array, grid: Grid) -> bool:
     """Returns whether the scales of ``grid`` lie along an axis of ``tensor``."""
     if grid.axis is None:
@@ -165,15 +182,29 @@ def _along(tensor: Array, grid: Grid) -> tuple[int, ...]:
 
 
 def dequantized_constant(
-    graph: GraphEdit, hint: str, x_int: npt.NDArray[np.int8], scale: Array, axis: int | None
+    graph: GraphEdit,
+    old: onnx.NodeProto,
+    x_int: npt.NDArray[np.int8],
+    scale: Array,
+    axis: int | None,
 ) -> str:
-    """Adds integers behind a DequantizeLinear with zero-point 0; returns the float tensor."""
+    """Adds integers behind a DequantizeLinear with zero-point 0; returns the float tensor.
+
+    Args:
+        graph: Where to.
+        old: The DequantizeLinear that the new one stands for.
+        x_int: The integers.
+        scale: ``()`` or ``(C,)``.
+        axis: Of the channels, None for one scale.
+    """
+    hint = old.output[0]
     operands = [
         graph.add_constant(f"{hint}_int8", x_int),
         graph.add_constant(f"{hint}_int8_scale", scale),
         graph.add_constant(f"{hint}_int8_zero_point", np.zeros(scale.shape, np.int8)),
     ]
     output = graph.fresh(f"{hint}_dequantized")
-    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
-    graph.add_node("DequantizeLinear", operands, output, **attributes)
+    stated = {"axis": axis, "output_dtype": attribute(old, "output_dtype")}
+    kept = {name: value for name, value in stated.items() if value is not None}
+    graph.add_node("DequantizeLinear", operands, output, **kept)
     return output

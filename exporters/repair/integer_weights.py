@@ -43,7 +43,7 @@ def _symmetric(graph: GraphEdit, node: onnx.NodeProto, held: Array, grid: grids.
         weight = grids.values(held, grid)
         new = grids.per_axis(weight, grids.output_axis(graph, output, weight.ndim))
         x_int, scale, axis = quantize(weight, new), new.scale.astype(grid.scale.dtype), new.axis
-    made = grids.dequantized_constant(graph, output, x_int, scale, axis)
+    made = grids.dequantized_constant(graph, node, x_int, scale, axis)
     graph.redirect(output, made)
     return Change(label(node), node.input[0], f"{was} to INT8, zero-point 0", grid.symmetric)
 

@@ -50,7 +50,7 @@ def _float_weight(graph: GraphEdit, tensor: str) -> Array | None:
     grid, held = grids.grid_of(graph, node), graph.constant(node.input[0])
     if grid is None or held is None or held.dtype.kind not in "iu" or not grids.fits(held, grid):
         return None
-    return np.asarray(grids.values(held, grid).astype(grid.scale.dtype))
+    return np.asarray(grids.values(held, grid).astype(grids.float_type(node, grid.scale)))
 
 
 REPAIR = Repair(

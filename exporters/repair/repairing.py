@@ -6,6 +6,7 @@ outputs stayed where they were is measured by `pipeline.repairing`, which may ru
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import onnx
@@ -46,6 +47,12 @@ REPAIRS: tuple[Repair, ...] = (
 )
 """The table, in the order of application: later repairs rely on what earlier ones settled."""
 
+RESTORING = frozenset(entry.id for entry in REPAIRS if entry.restores)
+"""What lets other readers load a file at all: opset, IR, axes."""
+
+NOTATION = RESTORING | {domains.REPAIR.id, qoperators.REPAIR.id}
+"""What writes the same grids and operators another way: as Q/DQ pairs of ONNX's own domain."""
+
 
 @dataclass(frozen=True)
 class Repaired:
@@ -70,7 +77,7 @@ def repair(
     *,
     target: str = "rtx",
     compute_capabilities: tuple[int, ...] = (),
-    only_restoring: bool = False,
+    only: Container[str] | None = None,
 ) -> Repaired:
     """Returns ``model`` with everything repaired that is safe, and a list of the changes.
 
@@ -78,7 +85,7 @@ def repair(
         model: Any ONNX model with its weights; left as it is.
         target: ``rtx``, ``trt11`` (also ``trt``) or ``trt10.16``.
         compute_capabilities: GPUs that the plan is for, for instance (86, 89); empty if unknown.
-        only_restoring: Apply only what lets other readers load the file (opset, IR, axis).
+        only: Apply only the repairs with these ids, for instance `RESTORING`; None applies all.
 
     Raises:
         ExportError: Unknown target, a model that is not sound ONNX, or one whose nodes form a
@@ -90,7 +97,7 @@ def repair(
     graph = GraphEdit(copy)
     applied: list[Applied] = []
     for entry in REPAIRS:
-        if only_restoring and not entry.restores:
+        if only is not None and entry.id not in only:
             continue
         try:
             applied += entry.run(graph, request)

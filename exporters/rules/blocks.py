@@ -8,6 +8,7 @@ from onnx import TensorProto
 
 from fdda_deploy.exporters.rules.finding import ERROR, WARNING, Problem, Rule
 from fdda_deploy.exporters.rules.graph import FOUR_BIT, MOVERS, GraphView, Node, Operand, type_name
+from fdda_deploy.exporters.rules.readers import readers_behind
 
 BLOCKED_TYPES = (TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1)
 FAST_BLOCKS = (64, 128)
@@ -67,7 +68,7 @@ def int4_readers(view: GraphView) -> Iterator[Problem]:
             repair = "Quantize activations to INT8; a Clip carries a narrower grid."
             yield Problem(node.name, node.input(0), "a 4-bit activation", repair)
         elif node.op_type == "DequantizeLinear":
-            for reader, index in _readers(view, node.output()):
+            for reader, index in readers_behind(view, node.output(), (*MOVERS, "Cast")):
                 yield from _wrong_reader(view, node, reader, index)
 
 
@@ -99,7 +100,7 @@ def int4_block_sizes(view: GraphView) -> Iterator[Problem]:
         shape = view.shape_of(node.input(0))
         if view.quantized_type(node) not in _INT4 or shape is None:
             continue
-        for reader, index in _readers(view, node.output(), through=()):
+        for reader, index in readers_behind(view, node.output(), ()):
             if reader.op_type not in {"Gemm", "MatMul"} or index != 1:
                 continue
             block = node.integer("block_size")
@@ -119,24 +120,6 @@ def four_bit_counts(view: GraphView) -> Iterator[Problem]:
             value = f"{data.size} elements of {type_name(data.dtype)}"
             repair = "Store this tensor as INT8; the 4-bit grid fits into it."
             yield Problem(node.name, data.name, value, repair)
-
-
-def _readers(
-    view: GraphView, tensor: str, through: tuple[str, ...] = (*MOVERS, "Cast")
-) -> Iterator[tuple[Node, int]]:
-    """Yields who reads the values of ``tensor``, looking behind operators that move them."""
-    seen: set[str] = set()
-    pending = [tensor]
-    while pending:
-        name = pending.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        for node, index in view.consumers(name):
-            if node.op_type in through and index == 0:
-                pending.append(node.output())
-            else:
-                yield node, index
 
 
 RULES = (

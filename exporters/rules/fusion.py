@@ -17,6 +17,7 @@ from fdda_deploy.exporters.rules.graph import (
     Node,
     Operand,
 )
+from fdda_deploy.exporters.rules.readers import readers_behind
 
 ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Mul"})
 POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Resize"})
@@ -49,7 +50,11 @@ def residual_additions(view: GraphView) -> Iterator[Problem]:
     for node in view.nodes:
         if node.op_type != "Add" or any(view.rooted(name) for name in node.inputs):
             continue
-        direct = [name for name in node.inputs if _quantized_product(view, name)]
+        direct = [
+            name
+            for name in node.inputs
+            if _quantized_product(view, name) and len(view.consumers(name)) == 1
+        ]  # with another reader the product is written out, and there is nothing to fuse
         quantized = [name for name in node.inputs if view.dequantizer(name) is not None]
         if direct:
             for name in node.inputs:
@@ -147,19 +152,8 @@ def quantized_on_both_sides(view: GraphView) -> Iterator[Problem]:
 
 
 def _reaches_quantize(view: GraphView, tensor: str) -> bool:
-    seen: set[str] = set()
-    pending = [tensor]
-    while pending:
-        name = pending.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        for node, _ in view.consumers(name):
-            if node.op_type == "QuantizeLinear":
-                return True
-            if node.op_type in COMMUTING | ACTIVATIONS:
-                pending.append(node.output())
-    return False
+    readers = readers_behind(view, tensor, COMMUTING | ACTIVATIONS)
+    return any(node.op_type == "QuantizeLinear" for node, _ in readers)
 
 
 def small_convolutions(view: GraphView) -> Iterator[Problem]:

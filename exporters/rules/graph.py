@@ -220,8 +220,8 @@ class GraphView:
         known = self.types.get(tensor)
         node = self.producer(tensor)
         if known is None and node is not None and node.op_type == "DequantizeLinear":
-            scale = self.operand(node, 1)
-            return None if scale is None else scale.dtype
+            scale = self.operand(node, 1)  # opset 23 may state another type than the scale's
+            return node.integer("output_dtype") or (None if scale is None else scale.dtype)
         return known
 
     def shape_of(self, tensor: str) -> tuple[int | None, ...] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from fdda_deploy.pipeline.report.svg import SERIES, inline_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from fdda_deploy.pipeline.report.parts import Timing
 
 SIZE_INCHES = (6.4, 4.0)
 PNG_COLOURS = ("#3d7ea6", "#c0652d", "#4f8f5b", "#8a63a8", "#b08a1e", "#767676")
@@ -39,19 +42,32 @@ def write_latency_plot(path: Path, sweeps: Mapping[str, Sequence[Point]]) -> Non
     if suffix == ".png":
         write_whole(path, _png(sweeps))
         return
+    page = latency_svg(sweeps).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    write_whole(path, page.encode())
+
+
+def sweep_svg(timings: Sequence[Timing]) -> str | None:
+    """Returns the chart of a report's sweep for its page; None without one."""
+    sweeps: dict[str, list[Point]] = defaultdict(list)
+    for timing in timings:
+        point = (timing["batch"], timing["latency_ms"]["median"], timing["images_per_s"] or 0.0)
+        sweeps[timing["what"]].append(point)
+    return latency_svg(sweeps) if sweeps else None
+
+
+def latency_svg(sweeps: Mapping[str, Sequence[Point]]) -> str:
+    """Returns the chart as one SVG element to stand in a page."""
     text = "; ".join(
         f"{label}: "
         + ", ".join(f"batch {n} {rate:.0f} images/s at {ms:.3f} ms" for n, ms, rate in s)
         for label, s in sweeps.items()
     )
-    svg = inline_svg(
+    return inline_svg(
         lambda figure: _draw(figure, sweeps, SERIES),
         name="latency-throughput",
         description=f"Throughput by latency. {text}",
         size_inches=SIZE_INCHES,
     )
-    page = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    write_whole(path, page.encode())
 
 
 def _png(sweeps: Mapping[str, Sequence[Point]]) -> bytes:

@@ -29,7 +29,14 @@ PLAN = "engine.plan"
 PLAN_BYTES = "plan_bytes.json"
 FLOAT_GRAPH = "model.fp32.onnx"
 TABLE = "trt_calibration.cache"
-_SPENT = ("weight_bytes", "other_bytes", "generated_kernels", "zero_bytes", "warnings")
+_SPENT = (
+    "weight_bytes",
+    "other_bytes",
+    "generated_kernels",
+    "source_bytes",
+    "zero_bytes",
+    "warnings",
+)
 
 
 def _inputs(context: RunContext) -> dict[str, Json]:

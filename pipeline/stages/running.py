@@ -41,11 +41,25 @@ PARITY_IMAGES = 64
 
 
 def _bench_inputs(context: RunContext) -> dict[str, Json]:
-    return {**context.keys("export", "engine"), "threads": context.config.run.threads}
+    return {
+        **context.keys("export", "engine"),
+        "threads": context.config.run.threads,
+        "batches": list(context.config.engine.bench_batches),
+    }
 
 
 def _bench(context: RunContext, _folder: Path, progress: Progress) -> Record:
-    feed = {names.INPUT: np.zeros((1, *context.preprocessing.shape), np.float32)}
+    timings = _timed(context, 1, progress)
+    swept = []
+    for batch in sorted(set(context.config.engine.bench_batches)):
+        found = timings if batch == 1 else _timed(context, batch, progress)
+        swept += [found[name] for name in ("gpu", "cpu", "float_cpu") if found[name] is not None]
+    return {**timings, "sweep": swept}
+
+
+def _timed(context: RunContext, batch: int, progress: Progress) -> dict[str, Json]:
+    """Returns the timings of graph and float graph on the CPU, and of the plan where it runs."""
+    feed = {names.INPUT: np.zeros((batch, *context.preprocessing.shape), np.float32)}
     feed[names.INPUT] += np.random.default_rng(0).standard_normal(feed[names.INPUT].shape)
     timings: dict[str, Json] = {"gpu": None}
     threads = context.config.run.threads

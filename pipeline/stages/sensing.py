@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fdda_deploy.config import BuildConfig
+from fdda_deploy.errors import ConfigError
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.quantization.calibrate import calibrate, calibrate_weights
 from fdda_deploy.pipeline.quantization.closed_form import RoundingSettings, round_network
@@ -125,6 +127,19 @@ def image_inputs(context: RunContext) -> dict[str, Json]:
         "seed": context.config.run.seed,
         "device": context.device.type,
     }
+
+
+def require_layers_to_rank(config: BuildConfig) -> None:
+    """Refuses, before anything runs, to rank the layers of a scheme that quantizes none.
+
+    Raises:
+        ConfigError: fp16.
+    """
+    if config.quantize.scheme.numbers == "fp16":
+        raise ConfigError(
+            "sensitivity --scheme fp16: FP16 quantizes no layer, so there is none to rank. Take "
+            "--scheme w8a8, fp8 or another; `build --scheme fp16` says what FP16 costs in all."
+        )
 
 
 def layers_in(record: Mapping[str, Json], key: str) -> list[LayerSensitivity]:

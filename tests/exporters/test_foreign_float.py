@@ -199,6 +199,7 @@ def test_what_cannot_be_prepared_is_refused_with_the_next_step(
 SOUND = foreign().SerializeToString()
 
 
+@pytest.mark.fuzz
 @given(st.lists(st.tuples(st.integers(0, len(SOUND) - 1), st.integers(0, 255)), min_size=1))
 def test_a_damaged_file_is_prepared_or_refused(flips: list[tuple[int, int]]) -> None:
     data = bytearray(SOUND)

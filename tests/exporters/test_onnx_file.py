@@ -113,6 +113,7 @@ def test_no_onnx_file_is_told(tmp_path: Path, content: bytes | None, words: str)
 WHOLE = graphs.conv().SerializeToString()
 
 
+@pytest.mark.fuzz
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=12))
 def test_flipped_bytes_give_a_model_or_a_refusal(

@@ -37,6 +37,7 @@ def damaged(draw: st.DrawFn) -> onnx.ModelProto:
     return model
 
 
+@pytest.mark.fuzz
 @settings(max_examples=150)
 @given(damaged(), st.sampled_from(sorted(TARGETS)))
 def test_a_damaged_graph_is_repaired_or_refused(model: onnx.ModelProto, target: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import onnx
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_graphs import foreign, ranges, table
@@ -52,6 +53,7 @@ def broken(draw: st.DrawFn) -> onnx.ModelProto:
     return model
 
 
+@pytest.mark.fuzz
 @settings(max_examples=60)
 @given(broken(), st.sampled_from(["trt", "rtx", "ort-cpu"]), st.sampled_from(MISSING))
 def test_a_broken_graph_is_quantized_or_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -13,7 +14,7 @@ from trt_rules_cases import CASES, SOUND, Case
 from trt_rules_graphs import FLOAT, FP8, INT4, INT8, Graph
 
 from fdda_deploy.errors import ExportError
-from fdda_deploy.exporters.trt_rules import RULES, Finding, check, findings_to_json, summary
+from fdda_deploy.exporters.trt_rules import RULES, Finding, check, summary
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
@@ -147,7 +148,8 @@ def test_what_cannot_be_checked_is_refused(
 
 def test_findings_survive_json() -> None:
     found = check(graphs.pair(zero_point=3))
-    assert tuple(Finding(**entry) for entry in json.loads(findings_to_json(found))) == found
+    written = json.dumps([dataclasses.asdict(finding) for finding in found])
+    assert tuple(Finding(**entry) for entry in json.loads(written)) == found
 
 
 def test_the_summary_counts_and_puts_errors_first() -> None:

@@ -10,16 +10,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fdda_deploy.errors import ConfigError, DataError, EngineError, ExportError
-from fdda_deploy.pipeline.repairing import (
+from fdda_deploy.pipeline.repair_proof import (
     AS_GIVEN,
     EXACT_TOLERANCE,
     GRID_TOLERANCE,
-    PROOF_BATCH,
     RESTORED,
-    fix,
-    read_feed,
-    seeded_feed,
 )
+from fdda_deploy.pipeline.repairing import PROOF_BATCH, fix, read_feed, seeded_feed
 
 
 def network(

@@ -94,9 +94,11 @@ def synthesize(
     images, folder = result.files.get("synthetic/images.npz"), result.out / "synthetic/classes"
     if images is None:
         return result
+    from fdda_deploy.pipeline.folder_lock import locked
     from fdda_deploy.pipeline.stages.image_folders import write_image_folders
 
-    write_image_folders(images, folder)
+    with locked(result.out):
+        write_image_folders(images, folder)
     files = {**result.files, "synthetic/classes": folder}
     return BuildResult(result.out, files, result.stages, result.record, result.report)
 

@@ -26,7 +26,8 @@ class FileQuestion:
         flags: Builder flags in use.
         fixed: Where the repaired file goes; None checks only.
         feed: ``.npz`` of inputs for the proof; None draws them.
-        tolerance: Relative L2 that the outputs may move; None takes the default.
+        tolerance: Relative L2 that the outputs may move; None asks whether the graph stands for
+            the same float network, and no farther from it.
         seed: Of the inputs that are drawn.
     """
 
@@ -45,8 +46,7 @@ def checked_file(question: FileQuestion) -> tuple[tuple[Finding, ...], Fix | Non
     """Returns the findings, and the repair where one was asked for, after writing its file.
 
     Raises:
-        ExportError: The file is missing or no ONNX graph, or the repairs moved its outputs by
-            more than the tolerance.
+        ExportError: The file is missing or no ONNX graph, or the repairs are not proved.
         ConfigError: A tolerance that is not positive.
     """
     from fdda_deploy.exporters.onnx_file import read_onnx

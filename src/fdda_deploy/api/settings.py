@@ -79,6 +79,7 @@ class EngineSettings(TypedDict, total=False):
     version_compatible: bool
     strip: bool
     timing_cache: PathLike
+    bench_batches: Sequence[int]
     calibrator: str
 
 

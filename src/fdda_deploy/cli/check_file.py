@@ -127,4 +127,8 @@ def _print_fix(question: FileQuestion, fix: Fix) -> None:
         moved = f"relative L2 {output.relative_l2:.3g} (tolerance {fix.proof.tolerance:g})"
         worst = f"largest error {output.max_abs_error:.3g}"
         print_table([(f"output {name}: {moved}, {worst}{same}",)])
+        against = fix.proof.against_float
+        if against is not None:
+            before, after = against.before[name].relative_l2, against.after[name].relative_l2
+            print_table([(f"    off its float network: {before:.3g} before, {after:.3g} after",)])
     print_table([(f"against {fix.proof.reference}; {fix.proof.inputs}; {fix.proof.runtime}",)])

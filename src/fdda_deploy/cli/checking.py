@@ -45,7 +45,7 @@ class CheckOptions(Options):
     ] = False
     tolerance: Annotated[
         float | None,
-        option(ANY_FILE, "Relative L2 the outputs may move; 1e-5, 0.1 for new grids.", "X"),
+        option(ANY_FILE, "Relative L2 the outputs may move, whatever else they do.", "X"),
     ] = None
     feed: Annotated[
         Path | None, option(ANY_FILE, "Inputs of the proof; default drawn.", "FILE.npz")
@@ -84,7 +84,7 @@ _OF_BOTH = {"model", "target", "sm", "out", "seed", "quiet", "json_output"}
 def check(options: CheckOptions) -> None:
     """Check the Q/DQ graph, or any ONNX file given as MODEL, against TensorRT's rules.
 
-    OUTPUT of a file's findings goes to stdout; the exit code is 1 where one is an error.
+    Findings about a file go to stdout; the exit code is 1 where one is an error.
     """
     if (options.model or "").lower().endswith(".onnx"):
         check_file(_file_request(options))

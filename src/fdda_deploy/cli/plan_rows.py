@@ -22,18 +22,25 @@ def plan_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
         ("plan", f"{found['plan_bytes']:,} bytes"),
         ("weights", f"{found['weight_bytes']:,} bytes, found in the plan byte for byte"),
         *((f"  {kind}", f"{size:,} bytes") for kind, size in by_type.most_common() if size),
+        ("the rest", f"{found['other_bytes']:,} bytes"),
         (
-            "the rest",
-            f"{found['other_bytes']:,} bytes, with {found['generated_kernels']} generated kernels",
+            "  kernels",
+            f"{found['source_bytes']:,} bytes: source of {found['generated_kernels']} kernels",
         ),
     ]
-    largest = sorted(found["layers"], key=lambda layer: -(layer["num_bytes"] or 0))[:SHOWN]
+    largest = sorted(found["layers"], key=_taken, reverse=True)[:SHOWN]
     rows += [(layer["node"], _share(layer)) for layer in largest]
     rows += [("warning", text) for text in found["warnings"]]
     return rows
 
 
+def _taken(layer: Mapping[str, Any]) -> int:
+    return int((layer["num_bytes"] or 0) + layer["kernel_bytes"])
+
+
 def _share(layer: Mapping[str, Any]) -> str:
+    kernels = f", and {layer['kernel_bytes']:,} of kernels" if layer["kernel_bytes"] else ""
     if layer["num_bytes"] is None:
-        return f"not found, {layer['float_bytes']:,} bytes in float"
-    return f"{layer['stored']}, {layer['num_bytes']:,} bytes of {layer['float_bytes']:,} in float"
+        return f"not found, {layer['float_bytes']:,} bytes in float{kernels}"
+    weight = f"{layer['num_bytes']:,} bytes of {layer['float_bytes']:,} in float"
+    return f"{layer['stored']}, {weight}{kernels}"

@@ -34,6 +34,8 @@ class EngineConfig(Section):
         version_compatible: A plan that later releases of the same TensorRT load too.
         strip: Leave the weights out of the plan; they are put in again where it runs.
         timing_cache: Folder for kernel timings, which make the next build quicker; None keeps none.
+        bench_batches: Batches to time, for the report's curve of throughput by latency; empty times
+            one image at a time.
         calibrator: ``trt`` lets TensorRT 10 calibrate the float network itself; where it cannot,
             and with ``own``, our record goes in as Q/DQ pairs.
     """
@@ -50,6 +52,7 @@ class EngineConfig(Section):
     version_compatible: bool = False
     strip: bool = False
     timing_cache: str | None = limited(None, pattern=r"[^\0]+", wanted="a folder")
+    bench_batches: tuple[int, ...] = limited((), minimum=1, maximum=65536)
     calibrator: str = limited("own", choices=CALIBRATORS)
 
     def __post_init__(self) -> None:
@@ -60,6 +63,8 @@ class EngineConfig(Section):
                 f"--min-batch {low}, --opt-batch {best}, --max-batch {high}: want each at least "
                 "as large as the one before."
             )
+        for batch in self.bench_batches:
+            self.require_batch(batch, "--bench-batches")
 
     def batches(self, batch_size: int) -> tuple[int, int, int]:
         """Returns the smallest, best and largest batch of the plan.
@@ -73,7 +78,8 @@ class EngineConfig(Section):
         """
         usual_low, usual_best, usual_high = USUAL_BATCHES
         low = self.min_batch or usual_low
-        high = self.max_batch or max(usual_high, batch_size, low, self.opt_batch or 1)
+        asked = (batch_size, low, self.opt_batch or 1, *self.bench_batches)
+        high = self.max_batch or max(usual_high, *asked)
         return low, self.opt_batch or max(low, min(usual_best, high)), high
 
     @property
