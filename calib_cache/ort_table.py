@@ -24,7 +24,7 @@ from fdda_deploy.calib_cache.record import (
     TensorCalibration,
     foreign_record,
 )
-from fdda_deploy.calib_cache.trt_table import LEVELS, eight_bit_scale
+from fdda_deploy.calib_cache.trt_table import LEVELS, activation_scales
 from fdda_deploy.errors import CalibrationError
 from fdda_deploy.quant.qparams import SMALLEST_SCALE, QParams
 
@@ -140,16 +140,8 @@ def text_from_record(record: CalibrationRecord) -> str:
 def _amax_from_record(record: CalibrationRecord) -> dict[str, float]:
     """Returns amax by tensor such that ``amax / 127`` is the 8-bit scale, bit for bit."""
     found = {}
-    for name, tensor in record.tensors.items():
-        if tensor.role != "activation":
-            continue
-        if tensor.qparams.scale.size != 1:
-            raise CalibrationError(
-                f"{record_json.shown(name)}: {tensor.qparams.scale.size} scales, but a calibration "
-                "table holds one per tensor. Calibrate activations per tensor."
-            )
-        scale = eight_bit_scale(tensor.qparams)
-        amax = tensor.amax
+    for name, scale in activation_scales(record).items():
+        amax = record.tensors[name].amax
         exact = isinstance(amax, float) and _scale(name, amax) == scale
         found[name] = float(amax) if exact and isinstance(amax, float) else float(scale) * LEVELS
     return found | {name: float(scale) * LEVELS for name, scale in record.unexcited.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from fdda_deploy.calib_cache import formats
 from fdda_deploy.calib_cache.inversion import refuse_inverted
 from fdda_deploy.calib_cache.record import MAX_TEXT_CHARS, CalibrationRecord
-from fdda_deploy.calib_cache.trt_table import TrtTable, parse, render
+from fdda_deploy.calib_cache.trt_table import TrtTable, parse
 from fdda_deploy.durable import write_whole
 from fdda_deploy.errors import CalibrationError
 
@@ -33,15 +33,6 @@ def load_record(path: Path) -> CalibrationRecord:
         raise CalibrationError(f"{path}: not UTF-8 text at byte {error.start}.") from error
     except CalibrationError as error:
         raise _located(path, error) from error
-
-
-def save_table(path: Path, table: TrtTable) -> None:
-    """Writes ``table`` in TensorRT's text form to ``path``.
-
-    Raises:
-        CalibrationError: A name that the format cannot hold, or the file cannot be written.
-    """
-    atomic_write_text(path, render(table))
 
 
 def load_table(path: Path) -> TrtTable:

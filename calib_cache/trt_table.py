@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fdda_deploy.calib_cache import record_json
 from fdda_deploy.calib_cache.record import CalibrationRecord, TensorCalibration, foreign_record
 from fdda_deploy.errors import CalibrationError
 from fdda_deploy.quant.qparams import SMALLEST_SCALE, QParams
@@ -110,16 +111,7 @@ def table_from_record(
     Raises:
         CalibrationError: An activation with more than one scale, or a name with a line break.
     """
-    scales = {}
-    for name, tensor in record.tensors.items():
-        if tensor.role != "activation":
-            continue
-        if tensor.qparams.scale.size != 1:
-            raise CalibrationError(
-                f"{name}: {tensor.qparams.scale.size} scales, but a calibration table holds one "
-                "per tensor. Calibrate activations per tensor."
-            )
-        scales[name] = eight_bit_scale(tensor.qparams)
+    scales = activation_scales(record)
     scales |= {name: np.float32(scale) for name, scale in record.unexcited.items()}
     return TrtTable(version_digits, algorithm, scales)
 
@@ -146,6 +138,25 @@ def record_from_table(table: TrtTable) -> CalibrationRecord:
         algorithm=table.algorithm,
         unexcited={n: float(scale) for n, scale in table.scales.items() if n not in usable},
     )
+
+
+def activation_scales(record: CalibrationRecord) -> dict[str, np.float32]:
+    """Returns `eight_bit_scale` of each activation, for tables that hold one number per tensor.
+
+    Raises:
+        CalibrationError: An activation with more than one scale.
+    """
+    found = {}
+    for name, tensor in record.tensors.items():
+        if tensor.role != "activation":
+            continue
+        if tensor.qparams.scale.size != 1:
+            raise CalibrationError(
+                f"{record_json.shown(name)}: {tensor.qparams.scale.size} scales, but a calibration "
+                "table holds one per tensor. Calibrate activations per tensor."
+            )
+        found[name] = eight_bit_scale(tensor.qparams)
+    return found
 
 
 def eight_bit_scale(qparams: QParams) -> np.float32:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fdda_deploy
 from fdda_deploy.engines.deploy_manifest import MAX_MANIFEST_BYTES, strict_json
 from fdda_deploy.engines.json_schema import problem_in
 from fdda_deploy.engines.sealed_folder import changed_files, read_inside
@@ -14,6 +17,9 @@ from fdda_deploy.errors import EngineError
 
 REPORT, GRAPH, PLAN = "report.json", "model.qdq.onnx", "engine.plan"
 RESULT_MANIFEST = "manifest.json"
+SCHEMA = 1
+"""Version of both documents."""
+SCHEMAS = Path(fdda_deploy.__file__).parent / "schemas"
 AGAIN = "Run `fdda-deploy build` again, to its end."
 
 _TABLE = {"type": "object"}
@@ -144,10 +150,26 @@ def read_build(folder: Path) -> BuildFiles:
     return BuildFiles(report, manifest["tool_version"], read_inside(folder, GRAPH), plan)
 
 
+@functools.cache
+def _shipped(name: str) -> Mapping[str, Any]:
+    """Returns the whole JSON Schema of a document, made from the types of what writes it."""
+    path = SCHEMAS / f"{name}.schema.json"
+    schema: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return schema
+
+
 def _checked(folder: Path, name: str, schema: Mapping[str, Any]) -> Mapping[str, Any]:
     where = str(folder / name)
     document = strict_json(read_inside(folder, name, limit=MAX_MANIFEST_BYTES), where=where)
-    problem = problem_in(document, schema, name.removesuffix(".json"))
+    version = document.get("schema") if isinstance(document, dict) else None
+    if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA:
+        raise EngineError(
+            f"{where}: schema {version}, this fdda-deploy reads {SCHEMA}. Upgrade fdda-deploy, or "
+            "build again with this one."
+        )
+    called = name.removesuffix(".json")
+    problem = problem_in(document, schema, called)
+    problem = problem or problem_in(document, _shipped(called), called)
     if problem:
         raise EngineError(f"{where}: {problem}. {AGAIN}")
     assert isinstance(document, dict)  # the schema says so

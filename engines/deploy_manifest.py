@@ -21,6 +21,9 @@ NOT_MEASURED = "not measured"
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
 """A million labels of 60 characters; more is no manifest."""
 
+MAX_DIGITS = 100
+"""Of an integer: no count or size has more, and one of 310 fits no float."""
+
 Manifest = Mapping[str, Any]
 """Checked against templates/manifest.schema.json, so its fields need no second check."""
 
@@ -78,18 +81,23 @@ def parse_manifest(data: bytes, *, where: str = MANIFEST) -> Manifest:
 
 
 def strict_json(data: bytes, *, where: str) -> object:
-    """Returns what ``data`` says as JSON: no NaN, no name given twice, no bottomless nesting.
+    """Returns what ``data`` says as JSON: no NaN, no name twice, no bottomless nesting, all text.
 
     Raises:
         EngineError: It is not such JSON.
     """
     try:
-        return json.loads(
-            data.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_each_name_once
+        document: object = json.loads(
+            data.decode("utf-8"),
+            parse_constant=_refuse,
+            parse_int=_integer,
+            object_pairs_hook=_each_name_once,
         )
+        json.dumps(document, ensure_ascii=False).encode()  # half a character fits no file
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         reason = " ".join(str(error).split())[:200]
         raise EngineError(f"{where}: not readable JSON ({reason}). Make it again.") from None
+    return document
 
 
 @functools.cache
@@ -101,6 +109,12 @@ def manifest_schema() -> Mapping[str, Any]:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON number")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

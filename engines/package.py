@@ -13,14 +13,16 @@ from typing import Any
 
 from fdda_deploy.durable import TEMP_SUFFIX
 from fdda_deploy.engines import deployed
-from fdda_deploy.engines.build_result import GRAPH, PLAN, BuildFiles, read_build
+from fdda_deploy.engines.build_result import AGAIN, GRAPH, PLAN, BuildFiles, read_build
 from fdda_deploy.engines.deploy_manifest import (
     MANIFEST,
     SCHEMA_FILE,
     TEMPLATES,
+    manifest_schema,
     parse_manifest,
     read_manifest,
 )
+from fdda_deploy.engines.json_schema import problem_in
 from fdda_deploy.engines.package_manifest import batches, described_graph, package_manifest
 from fdda_deploy.engines.package_texts import build_script, readme
 from fdda_deploy.engines.probe import (
@@ -91,6 +93,9 @@ def write_package(result: Path, out: Path, options: PackageOptions) -> Mapping[s
         batch=batches(build, inputs, max_batch=options.max_batch, planned=with_plan),
         with_plan=with_plan,
     )
+    problem = problem_in(manifest, manifest_schema())
+    if problem:
+        raise EngineError(f"{result}: what its report says makes no package: {problem}. {AGAIN}")
     triton = _triton(manifest, build, options)
     files = _files(manifest, build, triton)
     temp = out.parent / f".{secrets.token_hex(6)}{TEMP_SUFFIX}"

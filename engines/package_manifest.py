@@ -60,7 +60,10 @@ def _tensor(value: Any) -> dict[str, Any]:
     import onnx
 
     kind = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    except KeyError:
+        dtype = f"of the unknown element type {kind.elem_type}"
     if dtype not in ONNX_DTYPES:
         raise EngineError(f"{GRAPH}: {value.name} is {dtype}; want one of {_names()}.")
     shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim]
@@ -154,7 +157,7 @@ def _preprocessing(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plan(report: Mapping[str, Any]) -> dict[str, Any]:
     engine, deploy = report["engine"], report["deploy"]
-    flavour, numbers = engine["backend"], list(engine["compute_capabilities"])
+    flavour, numbers = engine["backend"], list(engine["compute_capabilities"] or ())
     portable = flavour == "tensorrt_rtx" and not numbers
     if portable:
         numbers = list(RTX_DEFAULT_GPUS)
@@ -174,7 +177,8 @@ def _plan(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flags(engine: Mapping[str, Any]) -> list[str]:
     """Returns what the build was asked for that widens or narrows where its plan loads."""
-    found = [str(flag) for flag in engine.get("flags") or ()]
+    flags = engine.get("flags")
+    found = [str(flag) for flag in flags] if isinstance(flags, list) else []
     if engine.get("version_compatible"):
         found.append(VERSION_COMPATIBLE)
     if engine.get("hardware_compatible"):

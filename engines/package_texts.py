@@ -121,7 +121,8 @@ def _measured(manifest: Manifest) -> list[str]:
             )
         ]
     gpu = latency["gpu"]
-    median = None if gpu == NOT_MEASURED else gpu.get("latency_ms", {}).get("median")
+    timing = None if gpu == NOT_MEASURED else gpu.get("latency_ms")
+    median = timing.get("median") if isinstance(timing, dict) else None
     shown = NOT_MEASURED
     if isinstance(median, float):
         shown = f"median {median:.3f} ms, {markdown(str(gpu.get('what')))}"

@@ -84,10 +84,9 @@ def read_inside(root: Path, name: str, *, limit: int | None = None) -> bytes:
                 "Get the package again."
             )
         return path.read_bytes()
-    except OSError as error:
-        raise EngineError(
-            f"{path}: cannot be read ({error.strerror or error}). Get the package again."
-        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file system encodes
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise EngineError(f"{path}: cannot be read ({reason}). Get the package again.") from error
 
 
 def _inside(root: Path, name: str) -> Path | None:
@@ -99,7 +98,10 @@ def _inside(root: Path, name: str) -> Path | None:
     path = root
     for part in parts:
         path /= part
-        if path.is_symlink():
+        try:
+            if path.is_symlink():
+                return None
+        except OSError:  # longer than any file's name
             return None
     return path
 
@@ -117,6 +119,6 @@ def _problem(root: Path, name: str, entry: Mapping[str, Any]) -> str | None:
         same = entry_of(path)["sha256"] == entry["sha256"]
     except FileNotFoundError:
         return "missing"
-    except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
+    except (OSError, ValueError) as error:  # ValueError: no file system encodes such a name
+        return f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}"
     return None if same else "changed: its sha256 differs"

@@ -95,7 +95,7 @@ def _definition(name: str, own_weights: bool, told: dict[str, int]) -> Definitio
         return _callable(name)
     if name in torchvision_names():
         return _torchvision(name, own_weights, told)
-    if Path(name).suffix in {".py", ".pth", ".pt", ".safetensors", ".onnx"}:
+    if Path(name).suffix in {".py", ".pth", ".pt", ".safetensors", ".onnx"} or Path(name).is_file():
         raise ModelError(
             f"{name}: a file alone names no network. Write path/file.py:callable for a definition "
             "and pass trained weights with --weights FILE."
@@ -230,7 +230,7 @@ def _module_from_file(path: Path) -> ModuleType:
     """Returns the file imported under a private name, so that it shadows no other module."""
     if not path.is_file():
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ModelError(f"{path}: no such file{near(path.name, beside)}.")
+        raise ModelError(f"{path}: no such file{near(path.name, beside)}. Want FILE.py:NAME.")
     private_name = f"_fdda_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(private_name, path)
     if spec is None or spec.loader is None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fdda_deploy.errors import DataError
 from fdda_deploy.pipeline.image_arrays import arrays_from_npz
+from fdda_deploy.pipeline.tar_members import members_of
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -151,13 +152,7 @@ def _folder_contents(names: Sequence[str], paths: Sequence[Path]) -> Iterable[by
 
 
 def _tar(path: Path) -> Listing:
-    try:
-        with tarfile.open(path, "r:") as archive:
-            members = archive.getmembers()
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(
-            f"{path}: not a whole, plain tar ({error}). It is read in place: unzip a .gz first."
-        ) from error
+    members = members_of(path)
     for member in members:
         _refuse_unsafe(path, member)
     images = [member for member in members if member.isreg() and _is_image_member(member.name)]

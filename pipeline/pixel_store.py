@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -57,7 +58,9 @@ class PixelStore:
             DataError: More than ``max_damaged`` are, or no image is left.
         """
         fresh = [index for index in indices.tolist() if index not in self._examined]
-        with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        with warnings.catch_warnings(), ThreadPoolExecutor(DECODING_THREADS) as pool:
+            # a bomb is told as a damaged image: our limit is below the one that Pillow warns of
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             pending = deque((index, pool.submit(self._examine, index)) for index in fresh)
             try:
                 for done in range(len(fresh)):
@@ -96,9 +99,8 @@ class PixelStore:
         """Returns why an image cannot be decoded, or None for a sound one."""
         try:
             self._get(index)
-        except DataError as error:  # too large to be decoded: an attack or a mistake, never skipped
-            name = self.listing.names[index]
-            raise DataError(f"{self.listing.origin}: {name}: {error}") from error
+        except MemoryError:  # ours, not the file's
+            raise
         except Exception as error:  # noqa: BLE001  # damaged files raise any decoder's error
             return _one_line(error)
         return None
@@ -132,11 +134,8 @@ class PixelStore:
 
 def _decoded(encoded: bytes | NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
     if isinstance(encoded, bytes):
-        try:
-            with Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS) as image:
-                return pixels_from_image(image, preprocessing)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise DataError(f"{_one_line(error)} Remove it.") from error
+        with Image.open(io.BytesIO(encoded), formats=IMAGE_FORMATS) as image:
+            return pixels_from_image(image, preprocessing)
     squeezed = encoded[:, :, 0] if encoded.ndim == 3 and encoded.shape[2] == 1 else encoded
     return pixels_from_image(Image.fromarray(squeezed), preprocessing)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -118,6 +119,7 @@ def pixels_from_image(image: Image.Image, preprocessing: Preprocessing) -> NDArr
             f"{image.width}x{image.height} pixels, more than the {MAX_IMAGE_PIXELS:,} that are "
             "decoded. Scale the image down, or remove it."
         )
+    _refuse_narrow(image.size, preprocessing)  # before the pixels are decoded
     upright = ImageOps.exif_transpose(image)
     cropped = _cropped(_converted(upright, _MODES[preprocessing.channels]), preprocessing)
     channels, height, width = preprocessing.shape
@@ -181,6 +183,19 @@ def _columns(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
     return mean.view(-1, 1, 1), std.view(-1, 1, 1)
 
 
+def _refuse_narrow(size: tuple[int, int], preprocessing: Preprocessing) -> None:
+    """Raises for an image so long and narrow that its resized form would fill the memory."""
+    if preprocessing.resize is None or size == (preprocessing.width, preprocessing.height):
+        return
+    shorter = min(size)
+    pixels = math.prod(preprocessing.resize * side // shorter for side in size)
+    if pixels > MAX_IMAGE_PIXELS:
+        raise DataError(
+            f"{size[0]}x{size[1]} pixels: so narrow that its shorter side at "
+            f"{preprocessing.resize} makes {pixels:,} pixels. Remove it."
+        )
+
+
 def _cropped(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Returns the image at the input's size: as it is, squeezed, or resized and centre-cropped."""
     wanted_width, wanted_height = preprocessing.width, preprocessing.height
@@ -191,11 +206,6 @@ def _cropped(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
         return image.resize((wanted_width, wanted_height), resampling)
     shorter = min(image.size)
     width, height = (preprocessing.resize * side // shorter for side in image.size)
-    if width * height > MAX_IMAGE_PIXELS:
-        raise DataError(
-            f"{image.width}x{image.height} pixels: so narrow that its shorter side at "
-            f"{preprocessing.resize} makes {width * height:,} pixels. Remove it."
-        )
     left, top = round((width - wanted_width) / 2), round((height - wanted_height) / 2)
     resized = image.resize((width, height), resampling)
     return resized.crop((left, top, left + wanted_width, top + wanted_height))

@@ -17,8 +17,10 @@ from fdda_deploy.config import BuildConfig
 from fdda_deploy.engines.doctor import choose_backend, target_of
 from fdda_deploy.pipeline.allocator import keep_freed_memory
 from fdda_deploy.pipeline.distributed import Ranks, joined
+from fdda_deploy.pipeline.memory import memory_explained
 from fdda_deploy.pipeline.progress import ignore_progress, stage_progress
 from fdda_deploy.pipeline.report.manifest import manifest
+from fdda_deploy.pipeline.report.skipped import skipped_images
 from fdda_deploy.pipeline.report.summary import stage_rows, summary_rows
 from fdda_deploy.pipeline.stages.assigning import ASSIGN
 from fdda_deploy.pipeline.stages.building import ENGINE
@@ -33,7 +35,7 @@ from fdda_deploy.pipeline.stages.quantizing import QUANTIZE
 from fdda_deploy.pipeline.stages.reading import LOAD, STATISTICS
 from fdda_deploy.pipeline.stages.reporting import REPORT
 from fdda_deploy.pipeline.stages.running import BENCH, EVALUATE
-from fdda_deploy.pipeline.stages.sensing import SENSITIVITY
+from fdda_deploy.pipeline.stages.sensing import SENSITIVITY, require_layers_to_rank
 from fdda_deploy.pipeline.stages.synthesizing import SYNTHESIZE
 from fdda_deploy.pipeline.workspace import StageResult, Workspace, atomic_write
 
@@ -109,6 +111,8 @@ def _build(
     ranks: Ranks,
 ) -> BuildResult:
     screen = console or Console(quiet=True, stderr=True)
+    if until == SENSITIVITY.name:
+        require_layers_to_rank(config)
     backend = choose_backend(config.engine.backend, config.engine.target)
     context = RunContext(
         config,
@@ -127,7 +131,7 @@ def _build(
         return BuildResult(None, config.out_folder, [], [], follows=True)
 
     def say(line: str) -> None:
-        screen.print(line, markup=False, highlight=False)
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)  # one line in a log too
 
     with Workspace(config.out_folder, no_cache=config.run.no_cache, say=say) as workspace:
         for stage in ROAD[: last + 1]:
@@ -141,7 +145,7 @@ def _build(
 
 def _run_stage(workspace: Workspace, context: RunContext, stage: Stage, console: Console) -> None:
     """Runs or recalls one stage."""
-    with stage_progress(console, stage.name) as progress:
+    with memory_explained(stage.name), stage_progress(console, stage.name) as progress:
         inputs = stage.inputs(context)
 
         def work(folder: Path) -> Record:
@@ -210,5 +214,7 @@ def _result(config: BuildConfig, context: RunContext, until: str) -> BuildResult
         for name, result in context.results.items()
     ]
     record = dict(context.record(until))
+    records = {name: result.record for name, result in context.results.items()}
+    lines += [("skipped", line) for line in skipped_images(records)]
     lines += [*stage_rows(until, record), ("results in", str(out))]
     return BuildResult(None, out, stages, lines, record=record)

@@ -10,12 +10,14 @@ import re
 import sys
 import urllib.error
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from fdda_deploy.config.values import plain_name
 from fdda_deploy.errors import ModelError
 from fdda_deploy.pipeline.image_sources import near
 
@@ -93,15 +95,21 @@ def load_weights(module: nn.Module, state: StateDict, name: str, origin: str) ->
     ]
     if missing or unexpected or misshapen:
         shown = misshapen[:SHOWN]
-        shown += [f"missing {key}" for key in missing[:SHOWN]]
-        shown += [f"unexpected {key}" for key in unexpected[:SHOWN]]
+        shown += [f"missing {plain_name(key)}" for key in missing[:SHOWN]]
+        shown += [f"unexpected {plain_name(key)}" for key in unexpected[:SHOWN]]
         raise ModelError(
             f"{origin} does not fit {name}: of {len(expected)} keys {len(missing)} are missing and "
             f"{len(misshapen)} have the wrong shape, {len(unexpected)} are unexpected: "
             f"{'; '.join(shown)}. Name the network these weights were trained for"
             f"{', or pass its --num-classes' if misshapen and not missing else ''}."
         )
-    module.load_state_dict(state, strict=False)  # only step counters may be missing by now
+    try:
+        module.load_state_dict(state, strict=False)  # only step counters may be missing by now
+    except (RuntimeError, NotImplementedError) as error:  # a type that no copy turns into float
+        reason = " ".join(str(error).split())[-120:]
+        raise ModelError(
+            f"{origin}: a weight cannot be copied into {name} ({reason}). Save plain float tensors."
+        ) from error
 
 
 def check_finite(module: nn.Module, name: str) -> None:
@@ -134,6 +142,7 @@ def weights_digest(module: nn.Module) -> bytes:
 
 def _torch_loaded(path: Path) -> object:
     try:
+        _refuse_packed(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; the outcome says it better
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -144,8 +153,31 @@ def _torch_loaded(path: Path) -> object:
             f"{path}: refused, since loading it {what}. Save the weights alone: "
             "torch.save(network.state_dict(), FILE)."
         ) from error
+    except ModelError:
+        raise
     except Exception as error:
         raise _damaged(path, error) from error
+
+
+def _refuse_packed(path: Path) -> None:
+    """Refuses an archive that unpacks to more than itself, before any of it is unpacked.
+
+    Raises:
+        ModelError: It does; torch.save stores its tensors as they are.
+        zipfile.BadZipFile: The archive is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+        script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+    if unpacked > path.stat().st_size and script:
+        raise _damaged(path, RuntimeError("TorchScript"))  # which packs its code
+    if unpacked > path.stat().st_size:
+        raise ModelError(
+            f"{path}: refused, since its {path.stat().st_size:,} bytes unpack to {unpacked:,}. "
+            "Save it again with torch.save, which packs nothing."
+        )
 
 
 def _safetensors_loaded(path: Path) -> StateDict:
@@ -180,16 +212,27 @@ def _tensors(origin: str, loaded: object) -> StateDict:
             f"{origin}: holds a {type(loaded).__name__}, wanted a table of weights by name (or one "
             f"under {', '.join(WRAPPERS)})."
         )
-    wrong = next((key for key, value in loaded.items() if not isinstance(value, Tensor)), None)
+    wrong = next((key for key, value in loaded.items() if _kind(value) is not None), None)
     if wrong is not None:
         raise ModelError(
-            f"{origin}: {str(wrong)!r} is a {type(loaded[wrong]).__name__}, not a tensor. Save the "
-            "weights alone: torch.save(network.state_dict(), FILE)."
+            f"{origin}: {str(wrong)[:60]!r} is {_kind(loaded[wrong])}, not a plain tensor. "
+            "Save the weights alone: torch.save(network.state_dict(), FILE)."
         )
     state = {str(key): value for key, value in loaded.items()}
     if all(key.startswith(PARALLEL_PREFIX) for key in state):
         return {key.removeprefix(PARALLEL_PREFIX): value for key, value in state.items()}
     return state
+
+
+def _kind(value: object) -> str | None:
+    """Returns what ``value`` is instead of a dense tensor of real numbers in memory, or None."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    if value.layout != torch.strided:
+        return "a sparse tensor"
+    if value.is_quantized or value.is_complex():
+        return "a quantized tensor" if value.is_quantized else "a complex tensor"
+    return "a tensor without numbers" if value.is_meta else None
 
 
 def _shape(tensor: Tensor) -> str:

@@ -13,13 +13,11 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Any, Self
 
 import fdda_deploy
@@ -27,13 +25,11 @@ from fdda_deploy.durable import TEMP_SUFFIX, sync
 from fdda_deploy.errors import WorkspaceError
 from fdda_deploy.pipeline.durable import atomic_write, explained, place, same, sha256_of
 from fdda_deploy.pipeline.folder_lock import locked
+from fdda_deploy.pipeline.kept_results import mark_used, prune
 
 __all__ = ["Json", "StageResult", "Workspace", "atomic_write", "code_digest", "stage_key"]
 
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
-KEPT_KEYS = 3
-"""Finished or unfinished results kept per stage: the present one and two to go back to."""
-
 CODE_SUFFIXES = (".py", ".html", ".j2", ".css", ".js")
 
 
@@ -122,12 +118,7 @@ class Workspace:
                 self._lock = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._lock.close()
 
     def run_stage(
@@ -151,12 +142,13 @@ class Workspace:
         """
         started = time.monotonic()
         key = stage_key(name, inputs)
-        final = self._stages / name / key[:12]
+        home = self._stages / name
+        final = home / key[:12]
         partial = final.with_suffix(".partial")
         with explained(self.root):
+            mark_used(home, final.name, self._stages / ".temp")
             found, damage = (None, None) if self._no_cache else _intact(final, key)
             if found is not None:
-                os.utime(final)  # the most recently used results are the ones that are kept
                 seconds = time.monotonic() - started
                 return StageResult(final, found["record"], True, seconds, found["seconds"], key)
             if damage is not None:
@@ -172,7 +164,7 @@ class Workspace:
         with explained(self.root):
             head = {"stage": name, "key": key, "inputs": inputs, "record": record}
             record = _finish(partial, final, {**head, "seconds": seconds})
-            _prune(self._stages / name, key[:12])
+            prune(home)
         return StageResult(final, record, False, seconds, seconds, key, damage)
 
     def publish(self, files: Mapping[str, Path]) -> None:
@@ -226,15 +218,23 @@ def _intact(folder: Path, key: str) -> tuple[dict[str, Any] | None, str | None]:
         return None, None
     try:
         found = json.loads((folder / "stage.json").read_bytes())
+        if found.pop("sha256") != _seal(found):
+            return None, f"{folder / 'stage.json'} was changed"
         files, same = dict(found["files"]), found["key"] == key
         whole = isinstance(found["record"], dict) and isinstance(found["seconds"], float)
         for name, entry in files.items():
             path = folder / name
             if path.stat().st_size != entry["bytes"] or sha256_of(path) != entry["sha256"]:
                 return None, f"{path} was changed"
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None, f"{folder} is damaged"
     return (found, None) if same and whole else (None, f"{folder} is damaged")
+
+
+def _seal(found: Mapping[str, Any]) -> str:
+    """Returns the digest of all that a stage.json says beside it."""
+    text = json.dumps(found, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _finish(partial: Path, final: Path, head: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,13 +248,14 @@ def _finish(partial: Path, final: Path, head: Mapping[str, Any]) -> dict[str, An
         for path in files
         if path != partial / "stage.json"  # of an attempt that was killed between the next lines
     }
-    text = json.dumps({**head, "files": entries}, indent=1, sort_keys=True, allow_nan=False)
+    found = json.loads(json.dumps({**head, "files": entries}, allow_nan=False))
+    text = json.dumps({**found, "sha256": _seal(found)}, indent=1, sort_keys=True)
     atomic_write(partial / "stage.json", text)
     for path in (*files, *(path for path in partial.rglob("*") if path.is_dir()), partial):
         sync(path)
     partial.replace(final)
     sync(final.parent)
-    record: dict[str, Any] = json.loads(text)["record"]
+    record: dict[str, Any] = found["record"]
     return record
 
 
@@ -262,15 +263,3 @@ def _sweep(paths: Iterator[Path]) -> None:
     """Removes what a killed process left of its atomic writes."""
     for path in list(paths):
         path.unlink(missing_ok=True)
-
-
-def _prune(home: Path, current: str) -> None:
-    """Removes the results of all but the newest keys of one stage."""
-    ages: dict[str, float] = {}
-    for path in home.iterdir():
-        if re.fullmatch(r"[0-9a-f]{12}(\.partial)?", path.name):
-            ages[path.stem] = max(ages.get(path.stem, 0.0), path.stat().st_mtime)
-    ages[current] = float("inf")
-    for stem in sorted(ages, key=lambda name: ages[name], reverse=True)[KEPT_KEYS:]:
-        shutil.rmtree(home / stem, ignore_errors=True)
-        shutil.rmtree(home / f"{stem}.partial", ignore_errors=True)

@@ -198,7 +198,10 @@ def test_a_bug_keeps_its_traceback(road: Road) -> None:
     ("line", "message"),
     [
         ("biuld digits", "No such command 'biuld'. Did you mean 'build'?"),
-        ("build digits --bit 4", "No such option: --bit. Did you mean '--bits'? (see"),
+        (
+            "build digits --bit 4",
+            "No such option: --bit. Did you mean '--bits'? (see fdda-deploy build --help)",
+        ),
         (
             "build digits --calib-date x",
             "No such option: --calib-date. Did you mean '--calib-data'?",

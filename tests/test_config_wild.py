@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,6 +58,7 @@ def test_the_written_configuration_reads_back_equal(config: BuildConfig) -> None
     assert config_from_text(to_toml(config), {}) == config
 
 
+@pytest.mark.fuzz
 @given(st.text(string.printable, max_size=60), st.sampled_from(["", "[run]\n", "[model]\nname="]))
 def test_wild_text_gives_a_configuration_or_one_config_error(text: str, start: str) -> None:
     try:

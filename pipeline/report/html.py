@@ -18,7 +18,7 @@ from typing import Any, cast
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fdda_deploy.pipeline.report import diagnosis, figures, mixed, phrases, rounding
+from fdda_deploy.pipeline.report import diagnosis, figures, latency_plot, mixed, phrases, rounding
 from fdda_deploy.pipeline.report import synthesis as synthesis_part
 from fdda_deploy.pipeline.report.schema import Report
 from fdda_deploy.pipeline.report.verdict import verdict
@@ -95,6 +95,7 @@ def _charts(report: Report) -> dict[str, Markup | None]:
         "bytes": figures.bytes_svg(report["bytes"]),
         "sqnr": figures.sqnr_svg(report["layers"]),
         "stages": figures.stages_svg(report["stages"]),
+        "sweep": latency_plot.sweep_svg(report["bench"].get("sweep", [])),
         "pareto": mixed.pareto_svg(report["mixed"]) if report["mixed"] else None,
         "synthesis": None,
         "bns_distance": None,

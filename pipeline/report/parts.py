@@ -218,11 +218,16 @@ class Timing(TypedDict):
 
 
 class Bench(TypedDict):
-    """Timings by device. A CPU timing never stands in for the GPU's."""
+    """Timings by device, one image at a time. A CPU timing never stands in for the GPU's.
+
+    Attributes:
+        sweep: The same at every batch that was asked for.
+    """
 
     gpu: Timing | None
     cpu: Timing | None
     float_cpu: Timing | None
+    sweep: NotRequired[list[Timing]]
 
 
 class Synthesis(TypedDict):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import secrets
 import shutil
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from fdda_deploy.durable import TEMP_SUFFIX, write_whole
 from fdda_deploy.errors import DataError
 
 CLASS_LIST = "classes.txt"
@@ -21,7 +21,8 @@ def write_image_folders(npz: Path, folder: Path) -> int:
 
     Class folders are numbers of equal width, so that sorting them by name sorts them by class;
     `CLASS_LIST` beside ``folder`` has the number of every class up to the greatest. The folder
-    appears whole, in place of the one before.
+    appears whole, in place of the one before. Hold the lock of the result folder meanwhile
+    (`folder_lock.locked`): two at once would write the same files.
 
     Args:
         npz: File with ``x`` ``(N, H, W, C)`` uint8, ``y`` ``(N,)`` and ``num_classes``.
@@ -40,7 +41,8 @@ def write_image_folders(npz: Path, folder: Path) -> int:
             "--no-cache."
         ) from error
     digits = len(str(num_classes - 1))
-    partial = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    partial = folder.with_name(f".{folder.name}{TEMP_SUFFIX}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     try:
         for index, (pixels, label) in enumerate(zip(images, labels.tolist(), strict=True)):
             place = partial / f"{label:0{digits}}"
@@ -51,7 +53,7 @@ def write_image_folders(npz: Path, folder: Path) -> int:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     names = "".join(f"{label:0{digits}}\n" for label in range(num_classes))
-    (folder.parent / CLASS_LIST).write_text(names, encoding="ascii")
+    write_whole(folder.parent / CLASS_LIST, names.encode("ascii"))
     return len(images)
 
 

@@ -18,6 +18,7 @@ from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.report.html import render_html
 from fdda_deploy.pipeline.report.rounding import Rounding, rounding_warnings
 from fdda_deploy.pipeline.report.schema import REPORT_SCHEMA, validate, without_nonfinite
+from fdda_deploy.pipeline.report.skipped import skipped_images
 from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
 from fdda_deploy.pipeline.stages.identity import version_of
 from fdda_deploy.pipeline.workspace import Json
@@ -37,8 +38,6 @@ _BEFORE = (
 )
 FEWEST_RECOGNISED = 50.0
 """Percent of synthetic images given their label by the float network, below which we warn."""
-SHOWN = 3
-"""Skipped images that a warning spells out; the rest are counted."""
 _MODEL = ("name", "origin", "digest", "parameters", "input", "classes", "batchnorm_layers")
 _QUALITY = (
     "teacher_confidence",
@@ -95,13 +94,7 @@ def _report(context: RunContext) -> dict[str, Any]:
         "recipe": synthesis["recipe"] or "none",
         "schedule": synthesis.get("schedule"),
         "notes": _notes(context),
-        "warnings": [
-            *load["warnings"],
-            *_image_warnings(synthesis),
-            *_skipped(context),
-            *rounding_warnings(rounding),
-            *(context.record("engine")["spent"] or {"warnings": []})["warnings"],
-        ],
+        "warnings": _warnings(context, rounding),
         "model": {key: load[key] for key in _MODEL} | {"preprocessing": load["described"]},
         "deploy": _deploy(context, load),
         "data": _data(context),
@@ -130,6 +123,16 @@ def _report(context: RunContext) -> dict[str, Any]:
         "seed": config.run.seed,
         "config": to_dict(config),
     }
+
+
+def _warnings(context: RunContext, rounding: Rounding) -> list[str]:
+    return [
+        *context.record("load")["warnings"],
+        *_image_warnings(context.record("synthesize")),
+        *skipped_images({name: result.record for name, result in context.results.items()}),
+        *rounding_warnings(rounding),
+        *(context.record("engine")["spent"] or {"warnings": []})["warnings"],
+    ]
 
 
 def _deploy(context: RunContext, load: Record) -> dict[str, Any]:
@@ -199,18 +202,6 @@ def _image_warnings(synthesis: Mapping[str, Any]) -> list[str]:
             "a GPU."
         )
     return warnings
-
-
-def _skipped(context: RunContext) -> list[str]:
-    """Names the damaged images that were left out, the first three of each set."""
-    found = []
-    for what, stage in (("calibration", "quantize"), ("evaluation", "evaluate")):
-        names = context.record(stage)["skipped"]
-        if names:
-            more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            some = "; ".join(names[:SHOWN])
-            found.append(f"{len(names)} damaged {what} images were skipped: {some}{more}.")
-    return found
 
 
 def _ranges_note(context: RunContext, quantized: Mapping[str, Any]) -> str:

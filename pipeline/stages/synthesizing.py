@@ -104,11 +104,23 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
         return {}
     if not recipe.interleave_finetune:
         discard_checkpoint(folder / CHECKPOINT)
+    record = _record(context, recipe, published, result)
+    _write_images(context, folder, result)
+    summary = {"model": context.config.model.name, "seed": context.config.run.seed, **record}
+    del summary["seconds"]  # the same images make the same file
+    summary["layer_names"] = context.record("load")["layer_names"]
+    (folder / SUMMARY).write_text(json.dumps(_finite(summary), indent=1), encoding="utf-8")
+    return record
+
+
+def _record(
+    context: RunContext, recipe: Recipe, published: Recipe, result: SyntheticImages
+) -> dict[str, Json]:
     size = published.set_batch or len(context.statistics.layers)
     parts = -(-len(result.images) // size)
-    record: dict[str, Json] = {
+    return {
         "recipe": recipe.name,
-        "reason": reason,
+        "reason": context.recipe_choice.reason,
         "schedule": describe_schedule(recipe, published),
         "steps": result.steps,
         "published_steps": published.num_steps * (parts if recipe.learns_images else 1),
@@ -119,12 +131,6 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
         **_judged(context, recipe, result),
         "warnings": list(result.warnings),
     }
-    _write_images(context, folder, result)
-    summary = {"model": context.config.model.name, "seed": context.config.run.seed, **record}
-    del summary["seconds"]  # the same images make the same file
-    summary["layer_names"] = context.record("load")["layer_names"]
-    (folder / SUMMARY).write_text(json.dumps(_finite(summary), indent=1), encoding="utf-8")
-    return record
 
 
 def _judged(context: RunContext, recipe: Recipe, result: SyntheticImages) -> dict[str, Json]:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fdda_deploy.durable import TEMP_SUFFIX
 from fdda_deploy.errors import CalibrationError
 from fdda_deploy.pipeline.distributed import ALONE, Ranks
 from fdda_deploy.pipeline.network import Progress, StatisticsNetwork
@@ -175,7 +176,7 @@ def save_class_centers(centers: ClassCenters, path: Path) -> None:
         tensors[f"mean.{index}"] = mean.cpu().contiguous()
         tensors[f"variance.{index}"] = variance.cpu().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
+    partial = path.with_name(f".{path.name}{TEMP_SUFFIX}")
     try:
         save_file(tensors, partial)
         with partial.open("rb") as file:

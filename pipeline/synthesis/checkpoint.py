@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fdda_deploy.durable import TEMP_SUFFIX
 from fdda_deploy.errors import CalibrationError
 from fdda_deploy.pipeline.synthesis.centers import ClassCenters
 from fdda_deploy.pipeline.synthesis.synthesizer import Synthesizer
@@ -120,7 +121,7 @@ class CheckpointStore:
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.part")
+        partial = path.with_name(f".{path.name}{TEMP_SUFFIX}")
         buffer = io.BytesIO()  # torch would hide a full disk behind an error of its own
         torch.save({"identity": self.identity, **content}, buffer)
         try:

@@ -139,20 +139,27 @@ def synthesize(
         if learned and not ranks.alone
         else SetInTheMaking(synthesizer, labels, store, progress)
     )
-    images, by_network = run.images(), recipe.labels_by_network
-    quality = image_quality(
-        network, in_batches(images, labels), device, labels_by_network=by_network
-    )
+    return _judged(run, run.images(), _warnings(network, recipe, centers), start)
+
+
+def _judged(
+    run: SetInTheMaking, images: Tensor, warnings: list[str], start: float
+) -> SyntheticImages:
+    """Returns the finished set with the float network's opinion of it."""
+    made_by = run.synthesizer
+    network, by_network = made_by.network, made_by.recipe.labels_by_network
+    batches = in_batches(images, run.labels)
+    quality = image_quality(network, batches, made_by.device, labels_by_network=by_network)
     return SyntheticImages(
         images=images,
-        labels=quality.predicted if by_network else labels,
+        labels=quality.predicted if by_network else run.labels,
         history=run.history,
         quality=quality,
-        noise_distance=noise_distance(network, image_shape, device),
+        noise_distance=noise_distance(network, made_by.image_shape, made_by.device),
         seconds=time.monotonic() - start,
         steps=run.steps,
         diverged=bool(run.warnings),
-        warnings=(*_warnings(network, recipe, centers), *run.warnings),
+        warnings=(*warnings, *run.warnings),
     )
 
 

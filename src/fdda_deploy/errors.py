@@ -7,6 +7,7 @@ FddaDeployError
 ├── CalibrationError     ranges, centers or a calibration record do not fit
 ├── ExportError          a graph cannot be written, or breaks a TensorRT rule
 ├── WorkspaceError       the result folder is busy, full, or not writable
+├── MemoryShortageError  a stage needs more memory than it may have
 ├── RankError            another process of the same run stopped
 └── EngineError          building or running an engine failed
     ├── MissingBackendError   the library or the GPU that is needed is not there
@@ -42,6 +43,10 @@ class ExportError(FddaDeployError):
 
 class WorkspaceError(FddaDeployError):
     """The result folder is busy, full, or not writable."""
+
+
+class MemoryShortageError(FddaDeployError):
+    """A stage needs more memory than it may have; the message says what to lower."""
 
 
 class RankError(FddaDeployError):

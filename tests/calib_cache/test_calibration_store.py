@@ -13,9 +13,8 @@ from fdda_deploy.calib_cache.store import (
     load_record,
     load_table,
     save_record,
-    save_table,
 )
-from fdda_deploy.calib_cache.trt_table import TrtTable
+from fdda_deploy.calib_cache.trt_table import TrtTable, render
 from fdda_deploy.errors import CalibrationError
 
 RECORD = CalibrationRecord({}, "m", "d", "w8a8", "rtx", "mse", "0.1.0")
@@ -28,7 +27,7 @@ def test_a_record_comes_back_from_disk(tmp_path: Path) -> None:
 
 
 def test_a_table_comes_back_from_disk(tmp_path: Path) -> None:
-    save_table(tmp_path / "calibration.cache", TABLE)
+    (tmp_path / "calibration.cache").write_text(render(TABLE), encoding="ascii")
     assert load_table(tmp_path / "calibration.cache") == TABLE
 
 
@@ -95,6 +94,7 @@ def test_a_file_that_cannot_be_loaded_is_named(
 
 def test_an_inverted_table_is_refused_when_loaded(tmp_path: Path) -> None:
     path = tmp_path / "calibration.cache"
-    save_table(path, TrtTable("8601", "MinMaxCalibration", {"input": np.float32(127 / 2.64)}))
+    table = TrtTable("8601", "MinMaxCalibration", {"input": np.float32(127 / 2.64)})
+    path.write_text(render(table), encoding="ascii")
     with pytest.raises(CalibrationError, match=r"127/amax where TensorRT wants amax/127"):
         load_table(path)

@@ -26,11 +26,13 @@ def outcome(data: bytes) -> list[tuple[str, str]] | str:
         return str(error)
 
 
+@pytest.mark.fuzz
 @given(st.binary(max_size=200))
 def test_wild_bytes_give_pairs_or_a_calibration_error(data: bytes) -> None:
     assert "\n" not in outcome(data)
 
 
+@pytest.mark.fuzz
 @given(st.lists(st.tuples(st.integers(0, len(SOUND) - 1), st.integers(0, 255)), min_size=1))
 def test_flipped_bytes_give_pairs_or_a_calibration_error(flips: list[tuple[int, int]]) -> None:
     data = bytearray(SOUND)
@@ -39,6 +41,7 @@ def test_flipped_bytes_give_pairs_or_a_calibration_error(flips: list[tuple[int, 
     assert "\n" not in outcome(bytes(data))
 
 
+@pytest.mark.fuzz
 @given(st.integers(0, len(SOUND) - PADDING - 1))
 def test_a_truncated_file_is_refused(length: int) -> None:
     found = outcome(SOUND[:length])

@@ -100,6 +100,7 @@ def test_an_unknown_format_is_refused() -> None:
 STARTS = [b"TRT-8601-X\n", b"{", b'{"t":', b"\x10\0\0\0", b"a 1.5\n", b"\xef\xbb\xbfTRT-1-A\n"]
 
 
+@pytest.mark.fuzz
 @given(st.binary(max_size=80) | st.builds(bytes.__add__, st.sampled_from(STARTS), st.binary()))
 @example(b'{"t": {"amax": ' + b"9" * 5000 + b"}}")
 def test_wild_bytes_give_a_record_that_can_be_kept_or_a_calibration_error(data: bytes) -> None:

@@ -137,6 +137,7 @@ ENTRIES = st.dictionaries(
 )
 
 
+@pytest.mark.fuzz
 @given(st.dictionaries(st.sampled_from(["t", "CLS", "data", "schema", "tensors"]), ENTRIES | JSON))
 def test_wild_json_gives_a_record_or_a_calibration_error(plain: dict[str, Any]) -> None:
     with suppress(CalibrationError):

@@ -105,6 +105,7 @@ def test_a_damaged_table_is_refused_by_line(text: str | bytes, message: str) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fuzz
 @given(st.text() | st.binary() | st.text().map(lambda rest: f"{HEADER}\n{rest}"))
 @example(f"{HEADER}\n\ud800: 0")
 def test_wild_text_gives_a_table_or_a_calibration_error(text: str | bytes) -> None:

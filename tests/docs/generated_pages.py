@@ -32,8 +32,8 @@ _CLI_HEAD = f"""\
 {WRITTEN}
 
 `fdda-deploy COMMAND --help` says the same in the terminal. Exit codes: 0 done, 1 failed (one line
-on stderr says why), 2 wrong usage, 130 interrupted. Every option of a network can also stand in a
-TOML file given with `--config`; flags win.
+on stderr says why), 2 wrong usage, 130 interrupted, 143 terminated. Every option of a network can
+also stand in a TOML file given with `--config`; flags win.
 """
 
 _SCHEMES_HEAD = f"""\

@@ -81,6 +81,7 @@ def test_advice_is_whole_sentences() -> None:
         assert re.match(r"(T\d{3}: )?\S.*[a-z0-9)]\. [A-Z`].*\.$", row.sentence())
 
 
+@pytest.mark.fuzz
 @settings(max_examples=200, deadline=None)
 @given(st.text(), st.text(max_size=20))
 def test_any_words_get_one_answer(words: str, operator: str) -> None:

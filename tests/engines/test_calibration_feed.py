@@ -125,6 +125,7 @@ def test_a_table_is_read_back_for_the_same_key_alone(tmp_path: Path) -> None:
         assert other.notes == [f"{path}: of another {what}; calibrated anew."]
 
 
+@pytest.mark.fuzz
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=100))
 def test_a_damaged_table_is_calibrated_anew_and_said_so(

@@ -167,6 +167,7 @@ def test_the_schema_itself_uses_no_keyword_that_the_check_lacks() -> None:
             parts.extend(part)
 
 
+@pytest.mark.fuzz
 @given(st.binary(max_size=400))
 def test_any_bytes_are_refused_and_never_crash(data: bytes) -> None:
     with pytest.raises(FddaDeployError):
@@ -180,6 +181,7 @@ WILD = st.recursive(
 )
 
 
+@pytest.mark.fuzz
 @given(st.data())
 def test_a_manifest_with_one_wild_value_is_read_or_refused(data: st.DataObject) -> None:
     document = copy.deepcopy(sample_manifest())

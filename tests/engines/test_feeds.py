@@ -79,6 +79,7 @@ def test_missing_file_is_told(tmp_path: Path) -> None:
         load_feed(tmp_path / "none.npz", [IMAGE])
 
 
+@pytest.mark.fuzz
 @given(places=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=8))
 def test_damaged_files_are_refused_or_read(
     tmp_path_factory: pytest.TempPathFactory, places: list[tuple[int, int]]

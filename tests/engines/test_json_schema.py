@@ -57,6 +57,7 @@ def test_a_keyword_that_is_not_supported_is_refused_and_not_ignored() -> None:
         problem_in([1, 1], {"uniqueItems": True})
 
 
+@pytest.mark.fuzz
 @given(ANY_JSON)
 def test_the_answer_is_one_line_whatever_the_value(value: object) -> None:
     schema = {"type": "object", "additionalProperties": {"type": "array", "items": {"minimum": 1}}}

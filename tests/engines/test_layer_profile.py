@@ -182,6 +182,7 @@ anything = st.recursive(
 )
 
 
+@pytest.mark.fuzz
 @given(anything)
 def test_any_json_is_read_or_refused_in_one_line(value: object) -> None:
     for read in (profile_from_json, layers_from_json):

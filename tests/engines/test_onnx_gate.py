@@ -144,6 +144,7 @@ def test_a_file_that_is_none_or_no_onnx_is_named(tmp_path: Path) -> None:
         load_onnx(tmp_path / "text.onnx")
 
 
+@pytest.mark.fuzz
 @settings(max_examples=200, deadline=None)
 @given(
     st.one_of(st.text(max_size=20), st.sampled_from(["..", ".", "a\0b", "w.bin/x", "~"])),

@@ -119,6 +119,7 @@ def test_a_plan_file_that_is_not_there_says_how_to_build_it(tmp_path: Path) -> N
     assert load_plan(tmp_path / "a.plan") == FULL_PLAN
 
 
+@pytest.mark.fuzz
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.binary(max_size=100), st.binary(max_size=100).map(lambda b: b"vtrt" + b)))
 def test_any_bytes_are_a_header_or_an_engine_error(api: TrtApi, data: bytes) -> None:

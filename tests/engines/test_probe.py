@@ -161,6 +161,7 @@ def test_a_declared_shape_of_astronomic_size_asks_for_no_memory() -> None:
         probe_from_bytes(stream.getvalue())
 
 
+@pytest.mark.fuzz
 @given(st.data())
 def test_a_damaged_probe_is_read_or_refused(probe: Probe, data: st.DataObject) -> None:
     damaged = bytearray(probe_bytes(Probe(probe.images[:1, :, :2, :2], probe.logits[:1])))

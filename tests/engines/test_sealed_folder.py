@@ -114,6 +114,7 @@ def test_a_file_larger_than_allowed_or_not_there_is_refused_with_its_path(
     assert read_inside(root, "deep/b.txt") == b"second"
 
 
+@pytest.mark.fuzz
 @given(st.text(max_size=30))
 def test_no_name_at_all_reads_outside(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     root = tmp_path_factory.getbasetemp() / "empty-package"

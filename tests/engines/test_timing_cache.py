@@ -87,6 +87,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_with_the_way_out(tmp_path: Pat
         save_timings(tmp_path / "file" / "folder", KEY, b"timings")
 
 
+@pytest.mark.fuzz
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200), st.binary(max_size=50))
 def test_any_note_beside_any_timings_is_a_note_and_no_error(

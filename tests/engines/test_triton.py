@@ -87,11 +87,13 @@ def test_a_name_that_is_no_folder_is_refused(name: str) -> None:
         replace(PLAN, name=name)
 
 
+@pytest.mark.fuzz
 @given(st.text(max_size=200))
 def test_any_model_name_gives_a_name_that_triton_takes(model: str) -> None:
     assert NAME.fullmatch(triton_name(model))
 
 
+@pytest.mark.fuzz
 @given(st.text(max_size=60))
 def test_a_tensor_name_comes_back_as_it_was_and_adds_no_field(name: str) -> None:
     tensor = {**INPUT, "name": name}

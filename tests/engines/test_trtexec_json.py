@@ -107,11 +107,13 @@ def test_what_is_no_run_is_named(document: object, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fuzz
 @given(json_values)
 def test_any_json_is_read_or_refused_in_one_line(document: object) -> None:
     assert "\n" not in refusal_of(lambda: times_from_json(document, "x"))
 
 
+@pytest.mark.fuzz
 @given(st.dictionaries(st.sampled_from(sorted(KEYS)), json_values, max_size=3))
 def test_any_change_of_a_run_is_read_or_refused(changes: dict[str, object]) -> None:
     said = refusal_of(lambda: times_from_json(runs(**changes), "x"))

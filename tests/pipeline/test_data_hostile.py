@@ -168,6 +168,7 @@ def test_postscript_under_an_image_name_never_reaches_an_interpreter(tmp_path, m
     assert not marker.exists()
 
 
+@pytest.mark.fuzz
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

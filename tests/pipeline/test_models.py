@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from fdda_deploy.pipeline.evaluate import evaluate, torch_predictor
 from fdda_deploy.pipeline.models import load_float_model
 from fdda_deploy.pipeline.network import trace
 
+ROOT = Path(__file__).parents[2]
 NETWORKS = """
 import torch
 from torch import nn
@@ -208,7 +210,8 @@ def test_callables_that_give_no_classifier_are_refused(networks, attribute):
         ("resnet81", r"resnet81: no such network \(did you mean resnet18.*`fdda-deploy models`"),
         ("digitz", r"did you mean digits"),
         ("network.py", r"a file alone names no network\. Write path/file\.py:callable"),
-        ("absent.py:net", r"absent\.py: no such file"),
+        (str(ROOT / "README.md"), r"README\.md: a file alone names no network"),
+        ("absent.py:net", r"absent\.py: no such file\. Want FILE\.py:NAME"),
         ("no_such_package.nets:net", r"no module 'no_such_package' found"),
         ("torch.nn:Conv9d", r"torch\.nn has no 'Conv9d' \(did you mean Conv"),
     ],

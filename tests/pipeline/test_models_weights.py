@@ -89,7 +89,7 @@ def test_weights_of_another_network_are_counted_and_shown(state, message):
         (network(), r"asks to run torch\.nn\S*Sequential.*torch\.save\(network\.state_dict"),
         ({}, r"holds a dict, wanted a table of weights"),
         ([torch.ones(2)], r"holds a list, wanted a table of weights"),
-        ({"w": torch.ones(2), "lr": 0.1}, r"'lr' is a float, not a tensor"),
+        ({"w": torch.ones(2), "lr": 0.1}, r"'lr' is a float, not a plain tensor"),
     ],
     ids=["whole network", "empty", "list", "extras"],
 )

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fdda_deploy.durable import TEMP_SUFFIX
+from fdda_deploy.pipeline.kept_results import KEPT_KEYS
 from fdda_deploy.pipeline.workspace import (
-    KEPT_KEYS,
     Json,
     StageResult,
     Workspace,
@@ -107,6 +107,15 @@ def take_another_key(stage: Path) -> None:
     (stage / "stage.json").write_text(json.dumps(found | {"key": "0" * 64}))
 
 
+def change_the_record(stage: Path) -> None:
+    found = json.loads((stage / "stage.json").read_text())
+    (stage / "stage.json").write_text(json.dumps(found | {"record": {"wrote": "b.txt"}}))
+
+
+def no_object(stage: Path) -> None:
+    (stage / "stage.json").write_text("[]")
+
+
 def strange_types(stage: Path) -> None:
     found = json.loads((stage / "stage.json").read_text())
     (stage / "stage.json").write_text(json.dumps(found | {"files": {"a.txt": 3}}))
@@ -121,6 +130,8 @@ def strange_types(stage: Path) -> None:
         remove_the_record,
         break_the_record,
         take_another_key,
+        change_the_record,
+        no_object,
         strange_types,
     ],
 )
@@ -187,11 +198,10 @@ def test_the_newest_keys_are_kept_and_foreign_files_too(tmp_path: Path) -> None:
         results: list[StageResult] = []
         for seed in range(KEPT_KEYS):
             results.append(workspace.run_stage("load", {"seed": seed}, writes("a")))
-            os.utime(results[-1].folder, (seed, seed))
+            os.utime(results[-1].folder, (-seed, -seed))  # times of files decide nothing
         (tmp_path / ".stages/load/notes").mkdir()
         (tmp_path / ".stages/load/0123456789ab.partial").mkdir()
-        os.utime(tmp_path / ".stages/load/0123456789ab.partial", (0, 0))
         workspace.run_stage("load", {"seed": 0}, must_not_run)  # used again, so it is new again
         last = workspace.run_stage("load", {"seed": 9}, writes("a"))
     kept = {path.name for path in (tmp_path / ".stages/load").iterdir()}
-    assert kept == {"notes", results[0].key[:12], results[2].key[:12], last.key[:12]}
+    assert kept == {"notes", ".used", results[0].key[:12], results[2].key[:12], last.key[:12]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -17,13 +18,18 @@ from fdda_deploy.cli import (
     checking,
     comparing,
     packaging,
+    refitting,
+    schemas,
     stages,
     surroundings,
     synthesizing,
 )
+from fdda_deploy.cli.interruption import WORDS, heeded
 from fdda_deploy.cli.options import UsageFaultError
 from fdda_deploy.config.values import near, plain_name
-from fdda_deploy.errors import FddaDeployError
+from fdda_deploy.errors import FddaDeployError, MemoryShortageError
+from fdda_deploy.pipeline.memory import is_out_of_memory
+from fdda_deploy.pipeline.report.phrases import plain
 
 __all__ = ["app", "main"]
 
@@ -40,9 +46,11 @@ app.add_typer(synthesizing.app)
 app.add_typer(checking.app)
 app.add_typer(caching.app)
 app.add_typer(packaging.app)
+app.add_typer(refitting.app)
+app.add_typer(schemas.app)
 app.add_typer(surroundings.app)
 
-INTERRUPTED = "interrupted; run the same command to continue"
+INTERRUPTED = WORDS[signal.SIGINT]
 CLICK_ERROR = typer.BadParameter.__mro__[2]
 """Root of click's usage errors; newer typers carry click inside, older ones import it."""
 
@@ -74,9 +82,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 failed (one line on stderr says why), 2 wrong usage,
-        130 interrupted.
+        130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    heard: list[signal.Signals] = []
+    try:
+        with heeded(heard):
+            return _run(words, heard)
+    except BaseException:
+        if not heard:
+            raise
+    sys.stderr.write(f"{WORDS[heard[0]]}\n")
+    return 128 + heard[0]
+
+
+def _run(words: list[str], heard: Sequence[signal.Signals]) -> int:
+    """Runs one command and returns its exit code; raises what a signal that was heard made."""
     try:
         command = typer.main.get_command(app)
         code = command.main(words, prog_name="fdda-deploy", standalone_mode=False)
@@ -88,9 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = 130
     except Exception as error:
         line, code = _explained(error)
-        if line is None:
+        if line is None or heard:  # a library made an error of the signal
             raise
-        sys.stderr.write(f"error: {' '.join(line.split())}\n")
+        sys.stderr.write(f"error: {plain(' '.join(line.split()))}\n")
     if code == 130:
         sys.stderr.write(f"{INTERRUPTED}\n")
     return int(code or 0)
@@ -99,17 +120,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _explained(error: Exception) -> tuple[str | None, int]:
     """Returns one line and the exit code, or no line for what can only be a bug of ours."""
     if isinstance(error, CLICK_ERROR):
-        return f"{_usage_fault(error)} (see fdda-deploy --help)", 2
+        command = getattr(getattr(error, "ctx", None), "command_path", "fdda-deploy")
+        return f"{_usage_fault(error)} (see {command} --help)", 2
     if isinstance(error, UsageFaultError):
         return str(error), 2
+    if is_out_of_memory(error) and not isinstance(error, MemoryShortageError):
+        return "out of memory. Lower --batch-size, or close other programs; then run it again.", 1
     if isinstance(error, FddaDeployError):
         return str(error), 1
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         then = " Free some space, then run it again." if error.errno == errno.ENOSPC else ""
         return f"{where}{error.strerror or error}.{then}", 1
-    if isinstance(error, MemoryError) or _is_out_of_memory(error):
-        return "out of memory. Lower --batch-size, or close other programs; then run it again.", 1
     return None, 1
 
 
@@ -123,11 +145,3 @@ def _usage_fault(error: Any) -> str:
     options = [name for name in known if name.startswith("--")]
     option = str(error.option_name)
     return f"No such option: {plain_name(option)}.{near(option, options)}"
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Returns whether torch said so, in its own words; torch need not be imported to ask."""
-    says = str(error)
-    return type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in says
-    )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fdda_deploy.cli.options import UsageFaultError
 from fdda_deploy.cli.results import print_json, print_table
 from fdda_deploy.cli.stages import examples
+
+if TYPE_CHECKING:
+    from fdda_deploy.engines.compare import Comparison
 
 app = typer.Typer()
 
@@ -58,23 +62,33 @@ def compare(
     limit = math.inf if max_relative_l2 is None else max_relative_l2
     far = [name for name, measured in found.items() if measured.relative_l2 > limit]
     if as_json:
-        outputs = {name: dataclasses.asdict(measured) for name, measured in found.items()}
-        for row in outputs.values():  # JSON has no infinity
-            row["relative_l2"] = row["relative_l2"] if math.isfinite(row["relative_l2"]) else None
+        outputs = {name: _finite(measured) for name, measured in found.items()}
         print_json({"a": str(first), "b": str(second), "outputs": outputs, "beyond": far})
     else:
-        rows = [("output", "max error", "relative L2", "cosine", "top-1 agreement")]
-        for name, measured in found.items():
-            agreement = measured.top1_agreement
-            rows.append(
-                (
-                    name,
-                    f"{measured.max_abs_error:.4g}",
-                    f"{measured.relative_l2:.4g}" + (" too far" if name in far else ""),
-                    f"{measured.cosine:.6f}",
-                    "no classes" if agreement is None else f"{100 * agreement:.2f} %",
-                )
-            )
-        print_table(rows)
+        print_table(_rows(found, far))
     if far:
         raise typer.Exit(1)
+
+
+def _finite(measured: Comparison) -> dict[str, Any]:
+    """Returns the figures of one output; JSON has no infinity."""
+    row = dataclasses.asdict(measured)
+    return row | {"relative_l2": row["relative_l2"] if math.isfinite(row["relative_l2"]) else None}
+
+
+def _rows(found: Mapping[str, Comparison], far: Sequence[str]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        ("output", "max error", "relative L2", "cosine", "top-1 agreement")
+    ]
+    for name, measured in found.items():
+        agreement = measured.top1_agreement
+        rows.append(
+            (
+                name,
+                f"{measured.max_abs_error:.4g}",
+                f"{measured.relative_l2:.4g}" + (" too far" if name in far else ""),
+                f"{measured.cosine:.6f}",
+                "no classes" if agreement is None else f"{100 * agreement:.2f} %",
+            )
+        )
+    return rows

@@ -152,7 +152,7 @@ class Options:
     calibrate_on: Annotated[str | None, one_of(BITS, CALIBRATE_ON, "Images that set ranges")] = None
     effort: Annotated[str | None, one_of(BITS, EFFORTS, "How weights are rounded")] = None
     memory_limit: Annotated[
-        float | None, option(BITS, "For rounding and reconstruction; default 4.", "GIB")
+        float | None, option(BITS, "Of RAM, for rounding and training; default 4.", "GIB")
     ] = None
     max_drop: Annotated[
         float | None,
@@ -211,6 +211,9 @@ class Options:
     strip: Annotated[bool | None, option(ENGINE, "Weights stay out.", flag="--strip")] = None
     timing_cache: Annotated[
         str | None, option(ENGINE, "Keep kernel timings for the next build.", "FOLDER")
+    ] = None
+    bench_batches: Annotated[
+        str | None, option(ENGINE, "To time, for a curve in the report: 1,8,32.", "LIST")
     ] = None
     calibrator: Annotated[
         str | None, one_of(ENGINE, CALIBRATORS, "Who calibrates on TensorRT 10")

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from fdda_deploy.pipeline.report.phrases import plain
+
 
 class BuildResult(Protocol):
     """What a run hands back; :mod:`fdda_deploy.pipeline.run` makes it.
@@ -41,9 +43,10 @@ def print_table(rows: Iterable[Sequence[str]]) -> None:
     """Writes aligned columns to stdout, plain and unfolded, so that eyes and grep both like them.
 
     Args:
-        rows: Cells; every column but the last is as wide as its widest cell.
+        rows: Cells; every column but the last is as wide as its widest cell. Names of files,
+            layers and classes are others' words: what would steer a terminal is shown, not done.
     """
-    table = [[" ".join(cell.splitlines()) for cell in row] for row in rows]
+    table = [[plain(" ".join(cell.splitlines())) for cell in row] for row in rows]
     widths = [
         max((len(row[i]) for row in table if i < len(row)), default=0)
         for i in range(max(map(len, table), default=0))

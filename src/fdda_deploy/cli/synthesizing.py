@@ -28,9 +28,11 @@ def synthesize(options: Options) -> None:
     folder = result.out / "synthetic"
     made = (folder / "images.npz").is_file()
     if made:
+        from fdda_deploy.pipeline.folder_lock import locked
         from fdda_deploy.pipeline.stages.image_folders import write_image_folders
 
-        count = write_image_folders(folder / "images.npz", folder / "classes")
+        with locked(result.out):
+            count = write_image_folders(folder / "images.npz", folder / "classes")
         result.lines.append(("images", f"{count} in {folder}"))
     if options.json_output and made:
         summary = json.loads((folder / "synthesis.json").read_text(encoding="utf-8"))

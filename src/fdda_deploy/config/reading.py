@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fdda_deploy.config.sections import SECTIONS, BuildConfig
-from fdda_deploy.config.values import checked, near, plain_name, settings_of
+from fdda_deploy.config.values import checked, near, plain_name, settings_of, short
 from fdda_deploy.errors import ConfigError
 from fdda_deploy.quant.scheme import scheme_from_bits, scheme_from_name
 
 MAX_TOML_BYTES = 2**20
 """A configuration is a page of text; anything larger is another file by mistake."""
+
+MAX_KEY_PARTS = 16
+"""No key of ours has more than three. tomllib's time grows with the square of the parts, so that a
+key of 20,000 would keep it busy for minutes."""
+_KEY_PART = r'(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|' r"'[^'\n]*+')"
+_LONG_KEY = re.compile(rf"(?<![\w-]){_KEY_PART}(?:[ \t]*+\.[ \t]*+{_KEY_PART}){{{MAX_KEY_PARTS}}}")
 
 SHORTHANDS = ("bits", "scheme")
 """Keys of [quantize], and flags, that stand for ``weight_bits`` and ``act_bits``."""
@@ -75,6 +82,12 @@ def _text_of(path: Path) -> str:
 
 def _tables_from(text: str, source: str) -> Tables:
     """Returns checked values by table and key."""
+    deep = _LONG_KEY.search(text)
+    if deep is not None:
+        line = text.count("\n", 0, deep.start()) + 1
+        raise ConfigError(
+            f"{source}: not valid TOML: a key on line {line} has more than {MAX_KEY_PARTS} parts."
+        )
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, and numbers without an end
@@ -159,12 +172,14 @@ def _widths(values: dict[str, object], names: Mapping[str, str]) -> dict[str, ob
     bits, scheme = values.pop("bits", None), values.pop("scheme", None)
     claims: dict[str, list[tuple[str, object]]] = {"weight_bits": [], "act_bits": []}
     if bits is not None:
-        if type(bits) is not int:
-            raise ConfigError(f"{names['bits']}: got {bits!r}, wanted an integer from 2 to 8.")
+        if type(bits) is not int or bits.bit_length() > 16:
+            raise ConfigError(f"{names['bits']}: got {short(bits)}, wanted an integer from 2 to 8.")
         claims["weight_bits"].append(("bits", scheme_from_bits(bits).weight_bits))
     if scheme is not None:
         if not isinstance(scheme, str):
-            raise ConfigError(f"{names['scheme']}: got {scheme!r}, wanted a string such as 'w4a8'.")
+            raise ConfigError(
+                f"{names['scheme']}: got {short(scheme)}, wanted a string such as 'w4a8'."
+            )
         named = scheme_from_name(scheme)
         claims["weight_bits"].append(("scheme", named.weight_bits))
         claims["act_bits"].append(("scheme", named.act_bits))

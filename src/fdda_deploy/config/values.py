@@ -21,6 +21,12 @@ _SCALARS: dict[object, str] = {
 }
 
 
+MAX_INTEGER_BITS = 128
+"""Twice what TOML asks of a reader: a longer integer is no setting, and takes long to print."""
+
+UNPRINTABLE = "a number of thousands of digits"
+
+
 class _MismatchError(Exception):
     """A value is of another kind; the caller says which was wanted."""
 
@@ -64,7 +70,7 @@ def near(word: str, known: Iterable[str]) -> str:
 
 def plain_name(name: str) -> str:
     """Returns a key for a message: as it is, or quoted and cut where it would break the line."""
-    return name if re.fullmatch(r"[\w.-]{1,60}", name) else _short(name)
+    return name if re.fullmatch(r"[\w.-]{1,60}", name) else short(name)
 
 
 def checked(setting: Setting, value: object, where: str) -> object:
@@ -86,7 +92,7 @@ def checked(setting: Setting, value: object, where: str) -> object:
     try:
         result = _cast(value, kind)
     except _MismatchError:
-        raise ConfigError(f"{where}: got {_shown(value)}, wanted {_wanted(kind)}.") from None
+        raise ConfigError(f"{where}: got {shown(value)}, wanted {_wanted(kind)}.") from None
     except UnicodeEncodeError:
         raise ConfigError(f"{where}: {value!r} is not UTF-8. Rename the file or folder.") from None
     _check_limits(setting.limits, result, where)
@@ -102,6 +108,8 @@ def _cast(value: object, kind: object) -> object:
     if kind is float and type(value) is int:
         value = float(value) if abs(value) < 2**53 else math.inf  # larger ones are no measure
     if kind not in _SCALARS or type(value) is not kind:
+        raise _MismatchError
+    if isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:
         raise _MismatchError
     if isinstance(value, float) and not math.isfinite(value):
         raise _MismatchError
@@ -151,10 +159,10 @@ def _check_limits(limits: Mapping[str, object], value: object, where: str) -> No
     if isinstance(choices, tuple) and value not in choices:
         known = ", ".join(choices)
         raise ConfigError(
-            f"{where}: unknown {_short(value)}.{near(str(value), choices)} Known: {known}."
+            f"{where}: unknown {short(value)}.{near(str(value), choices)} Known: {known}."
         )
     if isinstance(pattern, str) and not re.fullmatch(pattern, str(value), re.DOTALL):
-        raise ConfigError(f"{where}: got {_shown(value)}, wanted {limits['wanted']}.")
+        raise ConfigError(f"{where}: got {shown(value)}, wanted {limits['wanted']}.")
     low, high = limits.get("minimum"), limits.get("maximum")
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(low, int | float) and isinstance(number, int | float) and number < low:
@@ -163,14 +171,19 @@ def _check_limits(limits: Mapping[str, object], value: object, where: str) -> No
             raise ConfigError(f"{where}: got {number}, wanted {high} or less.")
 
 
-def _shown(value: object) -> str:
-    """Returns ``value`` with its kind, cut to a length that fits a line."""
+def shown(value: object) -> str:
+    """Returns ``value`` with its kind, cut to a length that fits a line of a message."""
     kinds: dict[type, str] = {str: "the string ", dict: "the table ", list: "the list "}
-    return kinds.get(type(value), "") + _short(value)
+    text = short(value)
+    return text if text == UNPRINTABLE else kinds.get(type(value), "") + text
 
 
-def _short(value: object) -> str:
-    text = repr(value)
+def short(value: object) -> str:
+    """Returns ``value`` as Python writes it, cut to a length that fits a line of a message."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits; TOML's 0x can say one
+        return UNPRINTABLE
     return text if len(text) <= 60 else text[:57] + "..."
 
 

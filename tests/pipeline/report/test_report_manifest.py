@@ -98,6 +98,7 @@ def test_another_schema_is_refused(folder: Path) -> None:
     assert problems == ["manifest: schema 2, this version reads 1"]
 
 
+@pytest.mark.fuzz
 @given(
     entries=st.dictionaries(
         st.text(max_size=8) | st.integers(),

@@ -122,6 +122,7 @@ def test_any_json_passes_as_preprocessing_and_nothing_else_breaks(value: object)
     validate(changed("model.preprocessing", value))
 
 
+@pytest.mark.fuzz
 @given(value=JSON)
 def test_arbitrary_json_is_refused_with_one_line(value: object) -> None:
     with pytest.raises(ValueError, match=r"\Areport[^\n]*\Z"):

@@ -8,6 +8,7 @@ import pytest
 from road_networks import own
 
 from fdda_deploy.cli import main
+from fdda_deploy.durable import TEMP_SUFFIX
 from fdda_deploy.errors import DataError
 from fdda_deploy.pipeline.data import open_images, read_classes
 from fdda_deploy.pipeline.preprocessing import (
@@ -61,6 +62,15 @@ def test_folders_of_the_set_before_are_replaced(tmp_path: Path) -> None:
     write_image_folders(stored(tmp_path / "b.npz", [4]), folder)
     assert [p.relative_to(folder).as_posix() for p in folder.rglob("*.png")] == ["04/000000.png"]
     assert {p.name for p in tmp_path.iterdir()} == {"a.npz", "b.npz", "classes", "classes.txt"}
+
+
+def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path) -> None:
+    torn = tmp_path / f".classes{TEMP_SUFFIX}" / "99"
+    torn.mkdir(parents=True)
+    (torn / "000000.png").write_bytes(b"half")
+    write_image_folders(stored(tmp_path / "a.npz", [4]), tmp_path / "classes")
+    assert {p.name for p in tmp_path.iterdir()} == {"a.npz", "classes", "classes.txt"}
+    assert [p.name for p in (tmp_path / "classes").iterdir()] == ["04"]
 
 
 def test_another_file_is_refused_in_one_line(tmp_path: Path) -> None:

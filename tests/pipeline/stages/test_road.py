@@ -73,7 +73,7 @@ class Built:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, rtx: str) -> Built:
     out = tmp_path_factory.mktemp("built") / "digits"
-    config = short(out, backend=rtx)
+    config = short(out, backend=rtx, bench_batches="1,3")
     return Built(config, out, build(config))
 
 
@@ -139,6 +139,9 @@ def test_what_was_not_measured_says_so(built: Built) -> None:
     assert ("GPU latency", "not measured") in built.result.lines
     assert "not measured" in (built.out / "report.html").read_text()
     assert "CPU" in built.report["bench"]["cpu"]["what"]
+    swept = [(entry["batch"], entry["what"]) for entry in built.report["bench"]["sweep"]]
+    assert [batch for batch, _ in swept] == [1, 1, 3, 3]
+    assert {what for _, what in swept[:2]} == {what for _, what in swept[2:]}
     notes = " ".join(built.report["notes"])
     assert "GPU latency was not measured" in notes
     assert ("without a GPU" in notes) is not gpu_present()
