@@ -80,12 +80,16 @@ class Pool:
             yield from torch.split(self.synthetic[0][: counts[1]], batch_size)
 
     def sample(self, count: int) -> Tensor:
-        """Returns up to ``count`` images, real ones first, to correct and judge layers on."""
+        """Returns up to ``count`` images, real ones first, to round and correct layers on.
+
+        None of them is held out: what is fitted to the images that judge it is always kept.
+        """
+        real, synthetic = map(self._num_usable, (self.num_real, self.num_synthetic))
         parts = []
         if self.real is not None:
-            parts.append(self.real.load(self._some(len(self.real), min(count, len(self.real))))[0])
-        if self.synthetic is not None and self.num_real < count:
-            parts.append(self.synthetic[0][: count - self.num_real])
+            parts.append(self.real.load(self._some(len(self.real), min(count, real)))[0])
+        if self.synthetic is not None and real < count:
+            parts.append(self.synthetic[0][: min(synthetic, count - real)])
         return torch.cat(parts)
 
     def held_out(self) -> Tensor:
@@ -111,7 +115,7 @@ class Pool:
 
     def _draw_real(self, real: ImageSet) -> Draw:
         order = self._order(len(real))
-        usable = order[: len(order) - self._num_held(len(order))]
+        usable = order[: self._num_usable(len(order))]
 
         def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
             picked = torch.randint(len(usable), (count,), generator=generator)
@@ -120,7 +124,7 @@ class Pool:
         return draw
 
     def _draw_synthetic(self, images: Tensor, labels: Tensor) -> Draw:
-        usable = len(images) - self._num_held(len(images))
+        usable = self._num_usable(len(images))
 
         def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
             picked = torch.randint(usable, (count,), generator=generator)
@@ -133,6 +137,10 @@ class Pool:
         if count < _FEWEST_TO_HOLD_OUT:
             return 0
         return min(_MOST_HELD_OUT, int(count * _HELD_OUT_SHARE))
+
+    @classmethod
+    def _num_usable(cls, count: int) -> int:
+        return count - cls._num_held(count)
 
     def _order(self, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         return np.random.default_rng(self.seed).permutation(count).astype(np.int64)

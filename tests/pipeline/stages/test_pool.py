@@ -96,6 +96,18 @@ def test_no_step_trains_on_an_image_that_judges(tmp_path: Path, real: int, made:
     assert len(drawn) + len(judges) == real + made  # all the others are trained on
 
 
+@pytest.mark.parametrize(("real", "made"), [(60, 0), (0, 60), (60, 45), (10, 60), (60, 10)])
+@pytest.mark.parametrize("count", [20, 1000])
+def test_nothing_is_rounded_on_an_image_that_judges(
+    tmp_path: Path, real: int, made: int, count: int
+) -> None:
+    found = pool(tmp_path, real, made)
+    judges = set(numbers(found.held_out()))
+    sampled = numbers(found.sample(count))
+    assert not set(sampled) & judges
+    assert len(set(sampled)) == len(sampled) == min(count, real + made - len(judges))
+
+
 def test_a_fifth_is_held_out_and_sixty_four_at_most(tmp_path: Path) -> None:
     assert len(pool(tmp_path, 40, 0).held_out()) == 8
     assert len(pool(tmp_path, 700, 0).held_out()) == 64
