@@ -105,7 +105,7 @@ def test_the_ranking_is_published_with_every_layer_at_both_widths(
     for key, widths in (("narrow", {2, 8}), ("wide", {8})):
         assert {layer["nodes"][0] for layer in found[key]} == LAYERS
         assert {layer["weight_bits"] for layer in found[key]} == widths
-    assert (found["schema"], found["scheme"], found["num_images"]) == (1, "w2a4", 40)
+    assert (found["schema"], found["scheme"], found["num_images"]) == (1, "w2a4", 32)
     manifest = json.loads((out / "manifest.json").read_text())
     assert "sensitivity.json" in manifest["files"]
     assert verify(manifest, out) == []

@@ -125,7 +125,7 @@ def test_weights_are_rounded_by_the_one_function_that_is_named(
 
     monkeypatch.setattr(sensing, "ROUND_WEIGHTS", keep)
     networks_of.network(None, ignore_progress)
-    assert seen == [(40, 3, 16, 16)]
+    assert seen == [(32, 3, 16, 16)]
 
 
 def test_the_build_rounds_what_it_measures_in_closed_form(

@@ -161,7 +161,7 @@ def test_parameters_that_onnx_folds_still_agree_after_fine_tuning(
         scheme="w4a4",
         effort="none",
         finetune_steps=40,
-        overrides={"student_lr": 3e-5, "student_alpha": 1.0},
+        overrides={"student_lr": 1e-4, "student_alpha": 20.0},
     )
     report = build(config).report
     assert report is not None
