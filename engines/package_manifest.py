@@ -65,7 +65,7 @@ def _tensor(value: Any) -> dict[str, Any]:
     except KeyError:
         dtype = f"of the unknown element type {kind.elem_type}"
     if dtype not in ONNX_DTYPES:
-        raise EngineError(f"{GRAPH}: {value.name} is {dtype}; want one of {_names()}.")
+        raise EngineError(f"{GRAPH}: {value.name!r} is {dtype}; want one of {_names()}.")
     shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim]
     return {"name": value.name, "dtype": ONNX_DTYPES[dtype], "shape": shape}
 

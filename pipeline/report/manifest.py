@@ -70,7 +70,8 @@ def _problem(root: Path, name: object, entry: object) -> str | None:
         return "wanted sha256 and bytes"
     try:
         got = _entry_below(root, name)
-    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before 3.13
+    # A loop of links is a RuntimeError before 3.13; half a character has no bytes.
+    except (OSError, RuntimeError, UnicodeEncodeError) as error:
         return f"cannot be read: {type(error).__name__}"
     if isinstance(got, str):
         return got

@@ -116,3 +116,8 @@ def test_no_manifest_crashes_the_check_or_passes_by_being_odd(entries: dict[Any,
 @pytest.mark.parametrize("value", [None, [], {}, {"files": []}, "text"])
 def test_what_is_no_manifest_is_a_problem(value: object) -> None:
     assert verify(value, Path("nowhere")) == ["manifest: wanted a table with the key 'files'"]
+
+
+def test_half_a_character_in_a_name_is_a_problem_and_not_a_crash(folder: Path) -> None:
+    found = verify({"schema": 1, "files": {"a\ud800": {"sha256": "", "bytes": 0}}}, folder)
+    assert found == ["'a\\ud800': cannot be read: UnicodeEncodeError"]
