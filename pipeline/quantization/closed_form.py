@@ -143,7 +143,6 @@ def round_network(
     float_module.to(device)
     layers, left = rounding_layers(network, float_module, settings.max_fan_in)
     rounded: list[LayerRounding] = []
-    walk = _Walk(network, float_module, settings)
     with Streams(
         images,
         batch_size=settings.batch_size,
@@ -153,15 +152,15 @@ def round_network(
     ) as streams:
         if not streams.num_samples:
             raise CalibrationError("no image to round weights on. Give --calib-data.")
-        walk.positions = _positions(layers, settings, streams.num_samples, seed)
+        positions = _positions(layers, settings, streams.num_samples, seed)
+        importance: dict[str, Tensor] = {}
         if settings.importance and layers:
             if progress is not None:
                 progress(0, len(layers), "weighing positions")
             shapes = {name: layer.shape for name, layer in layers.items()}
             batches = (x for x, _ in streams)
-            walk.importance = position_importance(
-                float_module, shapes, walk.positions, batches, seed=seed
-            )
+            importance = position_importance(float_module, shapes, positions, batches, seed=seed)
+        walk = _Walk(network, float_module, settings, positions, importance)
         for block in streams.blocks(float_module):
             for name in block.layers:
                 if name in layers:
@@ -183,12 +182,14 @@ class _Walk:
         network: QuantNetwork,
         float_module: fx.GraphModule,
         settings: RoundingSettings,
+        positions: Positions,
+        importance: Mapping[str, Tensor],
     ) -> None:
         self._network = network
         self._float = float_module
         self._settings = settings
-        self.positions = Positions({}, 0, 0)
-        self.importance: dict[str, Tensor] = {}
+        self._positions = positions
+        self._importance = importance
 
     def round_layer(
         self, name: str, layer: RoundingLayer, block: Block, streams: Streams
@@ -232,12 +233,12 @@ class _Walk:
         part = streamed(self._float, block.source, layer.source)
         part_hat = streamed(self._network.graph_module, block.source, layer.source_hat)
         moments = Moments()
-        importance, first, taken = self.importance.get(name), 0, 0
+        importance, first, taken = self._importance.get(name), 0, 0
         for value, value_hat in streams:
             x, x_hat = part(value), part_hat(value_hat)
             size = output_size(x.shape, layer.shape)
             each = size.numel() // layer.shape.weight[0] // len(value)
-            positions = self.positions.of(name, first, len(value), each)
+            positions = self._positions.of(name, first, len(value), each)
             shares = None
             if importance is not None:
                 shares = importance[:, taken : taken + len(positions)]
