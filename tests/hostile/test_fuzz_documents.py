@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fuzzing import SEEDS, damaged_bytes, damaged_json, fuzz, outcome
+from package_samples import DIGEST, sample_manifest
 
 from fdda_deploy.engines.deploy_manifest import parse_manifest, read_manifest
 from fdda_deploy.engines.json_schema import problem_in
@@ -20,62 +21,14 @@ from fdda_deploy.engines.sealed_folder import changed_files
 from fdda_deploy.engines.trtexec_json import ADVICE, load_json, times_from_json
 from fdda_deploy.pipeline.report.manifest import verify
 
-DIGEST = "ab" * 32
 ENTRY = {"sha256": DIGEST, "bytes": 10}
-MEASURED = {"top1": 90.0, "top5": 99.0, "n": 597, "low": 87.3, "high": 92.2, "runs_on": "CPU"}
-PACKAGE: dict[str, Any] = {
-    "kind": "fdda-deploy package",
-    "schema": 1,
-    "created": "2026-11-21T12:00:00+00:00",
-    "tool_version": "0.1.0",
-    "model": {
-        "name": "digits",
-        "digest": DIGEST,
-        "parameters": 1460,
-        "classes": 4,
-        "scheme": "w4a8",
-        "runs_as": "INT8 tensor cores.",
-    },
-    "inputs": [{"name": "input", "dtype": "float32", "shape": [None, 3, 16, 20]}],
-    "outputs": [{"name": "logits", "dtype": "float32", "shape": [None, 4]}],
-    "batch": {"min": 1, "opt": 8, "max": 64},
-    "preprocessing": {
-        "channels": 3,
-        "height": 16,
-        "width": 20,
-        "resize": 24,
-        "crop": "center",
-        "interpolation": "bilinear",
-        "mean": [0.5, 0.4, 0.3],
-        "std": [0.25, 0.2, 0.3],
-        "channel_order": "RGB",
-        "layout": "NCHW",
-        "pixel_range": [0, 1],
-    },
-    "labels": ["ant", "bee", "cat", "dog"],
-    "graph": {"file": "model.qdq.onnx", "opset": 21, "ir_version": 10},
-    "plan": None,
-    "accuracy": {
-        "float": MEASURED,
-        "quantized": MEASURED,
-        "agreement": 99.0,
-        "interval": "95 %",
-        "drop": {"mean": 0.0, "low": -1.0, "high": 1.0},
-        "evaluated_on": {"n": 597},
-    },
-    "latency": {"gpu": {"latency_ms": {"median": 1.5}, "what": "x"}, "cpu": "not measured"},
-    "calibration": {
-        "real": 12,
-        "synthetic": 16,
-        "recipe": "fdda",
-        "observer": "mse",
-        "effort": "fast",
-        "scale_search": "none",
-    },
-    "probe": None,
-    "triton": {"name": "digits", "loads": "graph"},
-    "files": {"model.qdq.onnx": ENTRY, "labels.txt": ENTRY},
-}
+PACKAGE = sample_manifest(
+    plan=None,
+    probe=None,
+    latency={"gpu": {"latency_ms": {"median": 1.5}, "what": "x"}, "cpu": "not measured"},
+    triton={"name": "digits", "loads": "graph"},
+    files={"model.qdq.onnx": ENTRY, "labels.txt": ENTRY},
+)
 RUN = {
     "startEnqMs": 0.0,
     "endEnqMs": 0.1,
