@@ -11,7 +11,6 @@ undisturbed, and every file that it publishes must have the bytes of a build tha
 from __future__ import annotations
 
 import argparse
-import functools
 import hashlib
 import json
 import os
@@ -22,40 +21,21 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from one_network import share_the_network
 
 from fdda_deploy.cli import main as run_command
 from fdda_deploy.config import config_from
 from fdda_deploy.durable import write_whole
 from fdda_deploy.pipeline import workspace
 from fdda_deploy.pipeline.run import build
-from fdda_deploy.pipeline.stages import context
 
 SHORT = "--num-steps 24 --num-images 32 --finetune-steps 12 --effort fast --finetune"
 WORDS = f"{SHORT} --threads 1 --device cpu --backend ort-cpu --quiet".split()
-
-
-def made_once(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns ``make``, whose first result is that of every call: there is one network here."""
-    found: list[Any] = []
-
-    @functools.wraps(make)
-    def first(*arguments: Any, **options: Any) -> Any:
-        if not found:
-            found.append(make(*arguments, **options))
-        return found[0]
-
-    return first
-
-
-def share_the_network() -> None:
-    """Lets every fork take the trace and the graph that this process makes."""
-    context.trace = made_once(context.trace)
-    context.export_float = made_once(context.export_float)
 
 
 def start(out: Path) -> int:

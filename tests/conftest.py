@@ -11,17 +11,15 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from refused import CLASSES, Shell
+from spread import pytest_cmdline_main, pytest_collection_modifyitems
+
+__all__ = ["pytest_cmdline_main", "pytest_collection_modifyitems"]  # hooks: pytest finds them here
 
 # A shared machine may stall any example; and a test run answers for the code, not for the day's
 # luck: it tries the same examples each time. HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts tests that fork ranks before those that start autograd's threads in this process."""
-    items.sort(key=lambda item: item.get_closest_marker("forks_ranks") is None)
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -15,6 +15,7 @@ HEAVY = [
     *("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "tensorrt_rtx_libs"),
 ]
 MOST_SECONDS = 2.0
+"""Of CPU time: whatever else the machine is doing."""
 
 IN_A_BARE_ENVIRONMENT = f"""
 import sys
@@ -41,7 +42,7 @@ print("\\n" + json.dumps([code, [name for name in {HEAVY!r} if name in sys.modul
 
 def run(code: str, line: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *line.split()]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +64,9 @@ def test_no_heavy_library_is_loaded_for_help_and_wrong_flags(line: str) -> None:
 
 def test_help_answers_within_the_bound_even_on_a_busy_machine() -> None:
     def seconds() -> float:
-        started = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert run(LOADED, "--help").returncode == 0
-        return time.monotonic() - started
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(3)) < MOST_SECONDS

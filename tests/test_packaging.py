@@ -47,7 +47,7 @@ def _build(kind: str, source: Path, out: Path) -> Path:
         cwd=source,
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=600,
     )
     (built,) = out.iterdir()
     return built
@@ -121,7 +121,7 @@ def test_an_unpacked_wheel_starts_away_from_the_checkout(wheel: Path, tmp_path: 
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(unpacked / "fdda_deploy"))

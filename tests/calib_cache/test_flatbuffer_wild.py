@@ -64,13 +64,13 @@ def test_entries_that_share_one_long_text_do_not_fill_the_memory() -> None:
     slots = [table + shift - (COUNT_AT + 4 + 4 * index) for index in range(count)]
     data = bytes(head) + struct.pack(f"<I{count}I", count, *slots) + body
     tracemalloc.start()
-    start = time.monotonic()
+    start = time.thread_time()
     found = outcome(data)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert "characters of text" in str(found)
     assert peak < 200 * 2**20
-    assert time.monotonic() - start < 10
+    assert time.thread_time() - start < 10
 
 
 @pytest.mark.parametrize("pairs", [[], [("", "")], [("ä" * 9, "1.0"), ("ä" * 9, "2.0")]])

@@ -36,7 +36,7 @@ def completed(line: str, code: str = MAIN) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=600,
     )
 
 
@@ -74,7 +74,7 @@ def test_the_script_for_a_shell_can_be_shown(shell: str) -> None:
     command = [sys.executable, "-c", MAIN, "--show-completion", shell]
     # Without this, typer looks which shell runs it, and takes no name.
     env = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=600)
     assert "_FDDA_DEPLOY_COMPLETE" in done.stdout
 
 
@@ -85,7 +85,7 @@ def test_installing_writes_into_the_home_folder_alone(tmp_path: Path) -> None:
         "HOME": str(tmp_path),
         "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
     }
-    subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=60)
+    subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=600)
     script = tmp_path / ".bash_completions" / "fdda-deploy.sh"
     assert "_FDDA_DEPLOY_COMPLETE" in script.read_text()
     assert str(script) in (tmp_path / ".bashrc").read_text()

@@ -75,7 +75,7 @@ def during(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> int:
             act()
             return 0
 
-    monkeypatch.setattr(cli.typer.main, "get_command", lambda _app: Command())
+    monkeypatch.setattr(cli, "with_bare_flags", lambda _command: Command())
     return main(["doctor"])
 
 

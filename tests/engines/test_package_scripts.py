@@ -56,7 +56,7 @@ def photo(tmp_path: Path) -> Path:
 def script(name: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", NO_TORCH, str(folder / name), *words]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=60, cwd=folder.parent
+        command, capture_output=True, text=True, check=False, timeout=600, cwd=folder.parent
     )
 
 

@@ -13,13 +13,14 @@ import pytest
 from commands import Commands, Undisturbed, digests
 
 HERE = Path(__file__).parent
+BENCHMARKS = HERE.parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="session")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     """Starts commands in forks of a process that has imported everything."""
     folder = tmp_path_factory.mktemp("fire")
-    places = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    places = [str(HERE), str(HERE.parent), str(BENCHMARKS), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, places)),

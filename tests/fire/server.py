@@ -7,41 +7,27 @@ ended it).
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import faults
+from one_network import share_the_network
 from road_networks import own, write_networks
 
 from fdda_deploy.cli import main
 from fdda_deploy.pipeline import workspace
 from fdda_deploy.pipeline.run import build
-from fdda_deploy.pipeline.stages import context, running
-
-
-def made_once(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns ``make``, whose first result every fork takes: there is one network here."""
-    found: list[Any] = []
-
-    @functools.wraps(make)
-    def shared(*arguments: Any, **options: Any) -> Any:
-        if not found:
-            found.append(make(*arguments, **options))
-        return found[0]
-
-    return shared
+from fdda_deploy.pipeline.stages import running
 
 
 def warm_up(folder: Path) -> None:
     """Imports, traces and translates what every fork needs; trains nothing, so starts no thread."""
     workspace.code_digest = lambda: "fixed"  # sources may be edited meanwhile
     running.BENCH_SECONDS = 0.02
-    context.trace, context.export_float = made_once(context.trace), made_once(context.export_float)
+    share_the_network()
     if os.fork() == 0:  # settling BatchNorm's statistics is training
         write_networks(folder)
         os._exit(0)

@@ -77,7 +77,7 @@ def start(root: Path, kill_at: int = 0, pause: float = 0.0) -> subprocess.Popen[
 def finish(root: Path) -> tuple[list[str], int, int]:
     """Returns the digests of every file, the file events and the training steps of a whole run."""
     process = start(root)
-    lines = process.communicate(timeout=60)[0].splitlines()
+    lines = process.communicate(timeout=600)[0].splitlines()
     assert process.returncode == 0
     _, events, _, steps = lines[-1].split()
     return lines[1:-1], int(events), int(steps)
@@ -97,7 +97,7 @@ def test_killed_before_a_file_operation_the_next_run_ends_the_same(
 ) -> None:
     digests, events, _ = undisturbed
     process = start(tmp_path, kill_at=1 + point * (events - 1) // (POINTS - 1))
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert process.returncode == -9
     assert finish(tmp_path)[0] == digests
 
