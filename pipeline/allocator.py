@@ -48,6 +48,15 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES) == 1)
 
 
+def return_freed_memory() -> bool:
+    """Gives freed memory back to the kernel, between phases whose peaks would else add up.
+
+    What one phase freed is in pieces that the next one's larger activations do not fit. Returns
+    whether there was any. Source: malloc_trim(3).
+    """
+    return _has_glibc() and bool(ctypes.CDLL(None).malloc_trim(0))
+
+
 def _has_glibc() -> bool:
     if sys.platform != "linux":
         return False

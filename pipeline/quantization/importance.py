@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from fdda_deploy.pipeline.allocator import return_freed_memory
 from fdda_deploy.pipeline.quantization.patches import LayerShape, Positions
 
 AT_ONCE = 4
@@ -21,6 +22,7 @@ def position_importance(
     batches: Iterable[Tensor],
     *,
     seed: int = 0,
+    weighed: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
     """Returns the share of positions of each layer's output in what the network predicts.
 
@@ -40,6 +42,7 @@ def position_importance(
         positions: Where they are watched.
         batches: Images on the device of the graph, as many in all as ``positions`` is for.
         seed: Of the drawn classes.
+        weighed: Called after every `AT_ONCE` images, with how many were weighed.
 
     Returns:
         By node name ``(groups, samples)`` float16 on the CPU, samples as `Positions.of` orders
@@ -49,6 +52,7 @@ def position_importance(
     generator = torch.Generator().manual_seed(seed)
     watch = _Watch(module, shapes, positions)
     found: dict[str, list[Tensor]] = {name: [] for name in shapes}
+    done = 0
     with torch.enable_grad():
         for batch in (part for images in batches for part in torch.split(images, AT_ONCE)):
             x = batch.clone().requires_grad_(True)
@@ -61,7 +65,13 @@ def position_importance(
             for name, parts in found.items():
                 if name in watch.seen:
                     parts.append(watch.seen[name])
-    return {name: torch.cat(parts, dim=1) for name, parts in found.items() if parts}
+            done += len(batch)
+            if weighed is not None:
+                weighed(done)
+    joined = {name: torch.cat(parts, dim=1) for name, parts in found.items() if parts}
+    found.clear()
+    return_freed_memory()  # what autograd held lies between the parts, too small for what follows
+    return joined
 
 
 class _Watch(fx.Interpreter):

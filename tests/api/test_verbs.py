@@ -44,8 +44,20 @@ def test_all_that_is_public_is_named_and_there() -> None:
 def test_every_verb_is_documented_down_to_its_errors(verb: str) -> None:
     text = inspect.getdoc(getattr(api, verb)) or ""
     assert text.startswith("Returns ")
-    for part in ("Args:", "settings:", "Raises:", "FddaDeployError:"):
-        assert part in text
+    for name in inspect.signature(getattr(api, verb)).parameters:
+        assert re.search(rf"^    {name}: \S", text, re.MULTILINE)
+    assert f"the options of ``fdda-deploy {verb}``" in text
+    order = [text.index(part) for part in ("\nArgs:\n", "\nRaises:\n    FddaDeployError: ")]
+    assert order == sorted(order)
+    assert "Example:" not in text[: order[-1]]
+
+
+def test_help_shows_them_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    help(fdda_deploy.quantize)
+    shown = capsys.readouterr().out
+    assert "``calibration.json``" in shown
+    assert "None takes the one in ``config``" in shown
+    assert "\n        progress: Show a bar" in shown
 
 
 def test_the_settings_are_the_options() -> None:
@@ -89,7 +101,7 @@ def test_a_wrong_value_and_no_model_are_refused_before_anything_is_loaded() -> N
         "print([name for name in ('torch', 'onnx', 'typer', 'rich') if name in sys.modules])"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     lines = done.stdout.splitlines()
     assert lines[0].startswith("--effort: unknown 'norml'. Did you mean 'normal'?")
     assert lines[1].startswith("no model named")

@@ -116,3 +116,36 @@ def test_a_batch_has_about_the_pixels_of_eight_photographs(
     size: tuple[int, int], wanted: int
 ) -> None:
     assert batch_that_fits_cache((500, 3, *size)) == wanted
+
+
+RESIDENT_AFTER_RETURN = """
+import ctypes
+from fdda_deploy.pipeline.allocator import keep_freed_memory, return_freed_memory
+assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+libc.free.argtypes = (ctypes.c_void_p,)
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+size, start = 2**24, resident()
+blocks = [libc.malloc(size) for _ in range(8)]
+for block in blocks:
+    ctypes.memset(block, 1, size)
+for block in blocks[:-1]:  # the last one holds the end of the heap
+    libc.free(block)
+kept = resident() - start
+assert return_freed_memory()
+print(kept // size, (resident() - start) // size)
+"""
+
+
+@pytest.mark.skipif(not allocator._has_glibc(), reason="malloc_trim is glibc's")
+def test_what_is_kept_can_be_returned_though_the_end_of_the_heap_is_in_use():
+    command = [sys.executable, "-c", RESIDENT_AFTER_RETURN]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["8", "1"]
+
+
+def test_another_c_library_has_nothing_to_return(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(allocator, "_has_glibc", lambda: False)
+    assert not allocator.return_freed_memory()

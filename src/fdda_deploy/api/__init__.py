@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
+from fdda_deploy.api.arguments import takes_settings
 from fdda_deploy.api.checking import FILE_TARGETS, FileQuestion, checked_file
 from fdda_deploy.api.results import BuildResult, CheckResult, StageTime
 from fdda_deploy.api.settings import (
@@ -40,6 +41,7 @@ _OF_FILES_ALONE = ("fix", "tolerance", "feed", "profile", "flag")
 _OF_FILES = {*_OF_FILES_ALONE, "target", "sm", "out", "seed"}
 
 
+@takes_settings
 def build(
     model: str | None = None,
     *,
@@ -49,18 +51,6 @@ def build(
 ) -> BuildResult:
     """Returns the result of the whole road: from a network to a verified engine and a report.
 
-    Args:
-        model: ``digits``, a torchvision name, ``timm:NAME``, ``package.module:callable`` or
-            ``path/file.py:callable``; None takes the one in ``config``.
-        config: A TOML file with any of the settings, for instance a result folder's
-            ``config.toml``; settings given here win.
-        progress: Show a bar with rate and remaining time on stderr, where that is a terminal.
-        settings: As the options of ``fdda-deploy build``, with underscores.
-
-    Raises:
-        FddaDeployError: A setting is unknown (the nearest is named) or wrong, or a stage refused;
-            finished stages stay, and the same call goes on from them.
-
     Example:
         >>> result = build("digits", bits=4, out="out/digits")  # doctest: +SKIP
         >>> result.files["model.qdq.onnx"], result.top1_drop  # doctest: +SKIP
@@ -69,6 +59,7 @@ def build(
     return _run("build", "report", model, config, progress, settings)
 
 
+@takes_settings
 def synthesize(
     model: str | None = None,
     *,
@@ -80,15 +71,6 @@ def synthesize(
 
     ``files`` has ``synthetic/images.npz`` (``x`` uint8 ``(N, H, W, C)``, ``y`` int64 ``(N,)``) and
     ``synthetic/classes``, a folder of PNG files per class; neither where recipe is ``none``.
-
-    Args:
-        model: As for `build`.
-        config: As for `build`.
-        progress: As for `build`.
-        settings: As for `build`.
-
-    Raises:
-        FddaDeployError: As for `build`.
     """
     result = _run("synthesize", "synthesize", model, config, progress, settings)
     images, folder = result.files.get("synthetic/images.npz"), result.out / "synthetic/classes"
@@ -103,6 +85,7 @@ def synthesize(
     return BuildResult(result.out, files, result.stages, result.record, result.report)
 
 
+@takes_settings
 def quantize(
     model: str | None = None,
     *,
@@ -114,19 +97,11 @@ def quantize(
 
     ``record`` has the SQNR of each layer (``layers``) and what makes the noise (``diagnosis``);
     ``files`` has ``calibration.json``.
-
-    Args:
-        model: As for `build`.
-        config: As for `build`.
-        progress: As for `build`.
-        settings: As for `build`.
-
-    Raises:
-        FddaDeployError: As for `build`.
     """
     return _run("quantize", "quantize", model, config, progress, settings)
 
 
+@takes_settings
 def export(
     model: str | None = None,
     *,
@@ -134,20 +109,11 @@ def export(
     progress: bool = False,
     **settings: Unpack[Settings],
 ) -> BuildResult:
-    """Returns the float and the Q/DQ ONNX files: ``model.fp32.onnx``, ``model.qdq.onnx``.
-
-    Args:
-        model: As for `build`.
-        config: As for `build`.
-        progress: As for `build`.
-        settings: As for `build`.
-
-    Raises:
-        FddaDeployError: As for `build`.
-    """
+    """Returns the float and the Q/DQ ONNX files: ``model.fp32.onnx``, ``model.qdq.onnx``."""
     return _run("export", "export", model, config, progress, settings)
 
 
+@takes_settings
 def check(
     model: str | None = None,
     *,
@@ -157,17 +123,10 @@ def check(
 ) -> CheckResult:
     """Returns which of TensorRT's rules a network's Q/DQ graph, or any ONNX file, breaks.
 
-    Args:
-        model: As for `build`, or an ONNX file, ``FILE.onnx``.
-        config: As for `build`; a file has none.
-        progress: As for `build`.
-        settings: As the options of ``fdda-deploy check``. For a file those are ``target``, ``sm``,
-            ``profile`` and ``flag``; with ``fix=True`` also ``out``, ``tolerance``, ``feed`` and
-            ``seed``.
-
-    Raises:
-        FddaDeployError: As for `build`. A network whose own graph breaks a rule is an ExportError;
-            a file that breaks one is a result.
+    An ONNX file is given as ``model``, ``FILE.onnx``, without ``config``; its settings are
+    ``target``, ``sm``, ``profile`` and ``flag``, with ``fix=True`` also ``out``, ``tolerance``,
+    ``feed`` and ``seed``. A file that breaks a rule is a result; a network whose own graph breaks
+    one is an ExportError.
     """
     require_known("check", settings, CheckSettings.__annotations__)
     if model is not None and model.lower().endswith(".onnx"):

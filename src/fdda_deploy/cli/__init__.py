@@ -24,6 +24,7 @@ from fdda_deploy.cli import (
     surroundings,
     synthesizing,
 )
+from fdda_deploy.cli.flags import with_bare_flags
 from fdda_deploy.cli.interruption import WORDS, heeded
 from fdda_deploy.cli.options import UsageFaultError
 from fdda_deploy.config.values import near, plain_name
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str], heard: Sequence[signal.Signals]) -> int:
     """Runs one command and returns its exit code; raises what a signal that was heard made."""
     try:
-        command = typer.main.get_command(app)
+        command = with_bare_flags(typer.main.get_command(app))
         code = command.main(words, prog_name="fdda-deploy", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, for instance `head`, has seen enough
