@@ -81,6 +81,7 @@ def student_loss(
     alpha: float = 20.0,
     temperature: float = 20.0,
     parts: tuple[float, float] = (1.0, 1.0),
+    easy: float = 0.0,
 ) -> Tensor:
     """Returns ``CE + alpha tau^2 KL`` (FDDA, arXiv 2109.04186) or ``CE + tau^2 DKD``.
 
@@ -96,6 +97,9 @@ def student_loss(
         temperature: ``tau``.
         parts: What the distillation term and CE are multiplied by: where these images are a share
             of a batch, its parts of the batch and of the labelled images in it.
+        easy: CE counts only images to whose label the teacher gives at least this probability, and
+            0 for the others: of a difficult image the hard label may well be wrong (SynQ, ICLR
+            2025; the measure of difficulty and that the mean is over all are our reading).
     """
     known = labels >= 0
     if loss == "dkd":
@@ -105,5 +109,13 @@ def student_loss(
         total = alpha * temperature**2 * distillation_loss(student, teacher, temperature)
     total = total * parts[0]
     if known.any():
-        total = total + F.cross_entropy(student[known], labels[known]) * parts[1]
+        cross = _cross_entropy(student[known], teacher[known], labels[known], easy)
+        total = total + cross * parts[1]
     return total
+
+
+def _cross_entropy(student: Tensor, teacher: Tensor, labels: Tensor, easy: float) -> Tensor:
+    if not easy:
+        return F.cross_entropy(student, labels)
+    sure = F.softmax(teacher, dim=1).gather(1, labels[:, None])[:, 0]
+    return (F.cross_entropy(student, labels, reduction="none") * (sure >= easy)).mean()

@@ -15,13 +15,15 @@ from fdda_deploy.exporters import names
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
 from fdda_deploy.pipeline.stages.identity import model_identity
-from fdda_deploy.pipeline.synthesis.centers import class_centers, save_class_centers
+from fdda_deploy.pipeline.synthesis.center_file import load_class_centers
+from fdda_deploy.pipeline.synthesis.center_writer import CenterWriter
 from fdda_deploy.pipeline.synthesis.statistics import untrained_statistics
 from fdda_deploy.pipeline.workspace import Json
 
 FLOAT_TOLERANCE = 1e-3
 """Largest relative L2 between torch and ONNX Runtime on the float network: summation order only."""
 _CHECK_BATCH = 3
+CENTERS = "centers.safetensors"
 
 
 def _load_inputs(context: RunContext) -> dict[str, Json]:
@@ -98,27 +100,28 @@ def _statistics(context: RunContext, folder: Path, progress: Progress) -> Record
     recipe, images = context.recipe, context.calibration
     if recipe is None or not recipe.uses_centers or images is None:
         return {"centers": False, "covered": None, "correct": None}
-    labels, ranks, done = images.labels, context.ranks, 0
+    labels, ranks = images.labels, context.ranks
     assert labels is not None  # as the recipe was chosen
-    mine = np.flatnonzero(labels % ranks.size == ranks.rank)  # whole classes
-
-    def counted() -> object:
-        nonlocal done
-        for batch in images.batches(context.config.run.batch_size, mine):
-            yield batch
-            done += len(batch[0])
-            progress(done, len(mine), "measuring class centers")
-
-    centers = class_centers(
+    by_class = np.argsort(labels, kind="stable")
+    mine = by_class[labels[by_class] % ranks.size == ranks.rank]  # whole classes, one by one
+    path = folder / CENTERS
+    with CenterWriter(
         context.statistics,
-        counted(),  # type: ignore[arg-type]  # a generator of batches
         context.record("load")["classes"],
+        path,
         device=context.device,
         ranks=ranks,
-    )
+    ) as writer:
+        left = mine[~np.isin(labels[mine], writer.done.nonzero().numpy())]
+        done = len(mine) - len(left)
+        for batch in images.batches(context.config.run.batch_size, left):
+            writer.add(*batch)
+            done += len(batch[0])
+            progress(done, len(mine), "measuring class centers")
+        writer.finish()
     if ranks.follows:
         return {}
-    save_class_centers(centers, folder / "centers.safetensors")
+    centers = load_class_centers(path)
     return {
         "centers": True,
         "covered": int((centers.counts > 0).sum()),

@@ -18,7 +18,9 @@ from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.report.contact_sheet import contact_sheet_png
 from fdda_deploy.pipeline.report.schema import without_nonfinite
 from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
-from fdda_deploy.pipeline.synthesis.centers import ClassCenters, load_class_centers
+from fdda_deploy.pipeline.stages.reading import CENTERS
+from fdda_deploy.pipeline.synthesis.center_file import load_class_centers
+from fdda_deploy.pipeline.synthesis.centers import ClassCenters
 from fdda_deploy.pipeline.synthesis.checkpoint import discard_checkpoint
 from fdda_deploy.pipeline.synthesis.quality import image_quality
 from fdda_deploy.pipeline.synthesis.recipes import Recipe
@@ -42,6 +44,7 @@ def _inputs(context: RunContext) -> dict[str, Json]:
         "recipe": None if recipe is None else _plain(dataclasses.asdict(recipe)),
         "num_images": num_images(context),
         "fast": context.config.synthesis.fast,
+        "cuda_graphs": context.config.synthesis.cuda_graphs,
         "choice": context.recipe_choice.reason,
         "seed": context.config.run.seed,
         "device": context.device.type,
@@ -59,7 +62,7 @@ def centers_of(context: RunContext) -> ClassCenters | None:
     """Returns the class centers that the statistics stage measured, if it did."""
     if not context.record("statistics")["centers"]:
         return None
-    return load_class_centers(context.file("statistics", "centers.safetensors"))
+    return load_class_centers(context.file("statistics", CENTERS))
 
 
 def generator_recipe(recipe: Recipe) -> Recipe:
@@ -93,6 +96,7 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
         bounds=pixel_bounds(context.preprocessing),
         progress=progress,
         ranks=context.ranks,
+        cuda_graphs=context.config.synthesis.cuda_graphs,
     )
     if not bool(result.images.isfinite().all()):
         what = "images" if recipe.learns_images else "generator"

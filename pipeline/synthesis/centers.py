@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fdda_deploy.durable import TEMP_SUFFIX
 from fdda_deploy.errors import CalibrationError
-from fdda_deploy.pipeline.distributed import ALONE, Ranks
-from fdda_deploy.pipeline.network import Progress, StatisticsNetwork
+from fdda_deploy.pipeline.network import StatisticsNetwork
 from fdda_deploy.pipeline.synthesis.statistics import (
     PooledStatistics,
     deep_layer_indices,
     require_batch_norm,
 )
 
-MAX_FILE_BYTES = 8 << 30
-"""Refuse larger center files: 21,000 classes of a ResNet-50 need about 5 GB."""
+DEVICE_SHARE = 0.25
+"""How much of a GPU's free memory centers may take; larger ones are copied row by row."""
+_HASHED_CLASSES = 256
 
 
 @dataclass(frozen=True)
@@ -37,6 +33,8 @@ class ClassCenters:
         counts: ``(num_classes,)`` int64, calibration images per class; 0 where there was none.
         correct: ``(num_classes,)`` bool: the float network classifies more than half of the class's
             calibration images as that class (with one image, as published: that image).
+        file_digest: SHA-256 hex of the file that the statistics are mapped from; None where they
+            are in memory.
     """
 
     layer_indices: tuple[int, ...]
@@ -44,6 +42,7 @@ class ClassCenters:
     variances: tuple[Tensor, ...]
     counts: Tensor
     correct: Tensor
+    file_digest: str | None = None
 
     @property
     def num_classes(self) -> int:
@@ -57,15 +56,44 @@ class ClassCenters:
             torch.cat([variance[class_index] for variance in self.variances]),
         )
 
-    def to(self, device: torch.device) -> ClassCenters:
-        """Returns the centers with their statistics on ``device``; counts stay on the CPU."""
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all statistics."""
+        return 2 * sum(4 * mean.numel() for mean in self.means)
+
+    def near(self, device: torch.device, free_bytes: int | None = None) -> ClassCenters:
+        """Returns the centers with their statistics on ``device`` where they fit, else as they are.
+
+        On the CPU they stay where they are: a mapped file is not read. Counts stay on the CPU.
+
+        Args:
+            device: Where they are compared.
+            free_bytes: Free memory there; None asks CUDA.
+        """
+        if device.type == "cpu":
+            return self
+        if free_bytes is None:
+            free_bytes, _ = torch.cuda.mem_get_info(device)
+        if self.num_bytes > DEVICE_SHARE * free_bytes:
+            return self
         return ClassCenters(
             self.layer_indices,
             tuple(mean.to(device) for mean in self.means),
             tuple(variance.to(device) for variance in self.variances),
             self.counts,
             self.correct,
+            self.file_digest,
         )
+
+    def digest(self) -> str:
+        """Returns a SHA-256 hex of all that decides what `of` returns."""
+        if self.file_digest is not None:
+            return self.file_digest
+        digest = hashlib.sha256(repr(self.layer_indices).encode())
+        for tensor in (self.counts, self.correct, *self.means, *self.variances):
+            for rows in torch.split(tensor, _HASHED_CLASSES):
+                digest.update(rows.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def check_fits(self, network: StatisticsNetwork, num_classes: int) -> None:
         """Checks that these centers belong to ``network``.
@@ -92,15 +120,12 @@ class ClassCenters:
             )
 
 
-@torch.no_grad()
 def class_centers(
     network: StatisticsNetwork,
     batches: Iterable[tuple[Tensor, Tensor]],
     num_classes: int,
     *,
     device: torch.device,
-    progress: Progress | None = None,
-    ranks: Ranks = ALONE,
 ) -> ClassCenters:
     """Returns the class centers of FDDA (arXiv 2109.04186) from one or more real images per class.
 
@@ -108,43 +133,29 @@ def class_centers(
     included, as if the class's images were one batch. BatchNorm inputs without spatial axes have
     variance 0 for a single image.
 
+    All of them are in memory; `center_writer.CenterWriter` has room for 21,000 classes.
+
     Args:
         network: Traced float network; moved to ``device``.
         batches: Pairs of images ``(N, C, H, W)`` as the network takes them and labels ``(N,)``.
         num_classes: Rows to make; classes without images keep count 0.
         device: Where to run the network.
-        progress: Called with (images done, 0, text); the total is not known here.
-        ranks: Who measures other classes; each is given all images of its own, and gets all.
 
     Raises:
         ModelError: The network has no BatchNorm layer.
         CalibrationError: A label is outside 0 to ``num_classes - 1``, or a statistic is not finite.
     """
-    require_batch_norm(network)
-    network = network.to(device).eval()
-    deep = deep_layer_indices(len(network.layers))
-    sizes = [network.layers[index].num_channels for index in deep]
-    pooled = PooledStatistics(num_classes, sum(sizes), device)
+    measure = CenterMeasure(network, num_classes, device)
+    sizes = list(measure.channels)
+    pooled = PooledStatistics(num_classes, sum(sizes), torch.device("cpu"))
     hits = torch.zeros(num_classes, dtype=torch.int64)
     for images, labels in batches:
-        classes = _checked(labels, num_classes)
-        logits, bn_inputs = network(images.to(device))
-        mean, variance = _image_statistics([bn_inputs[index] for index in deep])
-        predicted = logits.argmax(1).tolist()
-        for row, (label, guess) in enumerate(zip(classes, predicted, strict=True)):
-            pooled.merge(label, mean[row], variance[row], 1)
-            hits[label] += int(label == guess)
-        if progress is not None:
-            progress(int(pooled.counts.sum()), 0, "class centers")
-    _with_other_classes(pooled, hits, ranks)
-    finite = (pooled.means.isfinite() & pooled.variances.isfinite()).all(1)
-    if not bool(finite.all()):
-        raise CalibrationError(
-            f"class centers: class {int((~finite).nonzero()[0])} has statistics that are not "
-            "finite. Check its calibration images and the network's weights."
-        )
+        for label, mean, variance, hit in measure.of(images, labels):
+            pooled.merge(label, mean, variance, 1)
+            hits[label] += hit
+    _require_finite(pooled)
     return ClassCenters(
-        tuple(deep),
+        measure.layers,
         torch.split(pooled.means, sizes, dim=1),
         torch.split(pooled.variances, sizes, dim=1),
         pooled.counts,
@@ -152,97 +163,62 @@ def class_centers(
     )
 
 
-def _with_other_classes(pooled: PooledStatistics, hits: Tensor, ranks: Ranks) -> None:
-    """Adds the rows that other ranks measured; no class is measured by two."""
-    if ranks.alone:
-        return
-    rows = pooled.counts.nonzero().flatten()
-    mine = [rows, pooled.counts, hits, pooled.means, pooled.variances]
-    for theirs in ranks.gathered([rows, *(part[rows.to(part.device)].cpu() for part in mine[1:])]):
-        for part, found in zip(mine[1:], theirs[1:], strict=True):
-            part[theirs[0].to(part.device)] = found.to(part.device)
+class CenterMeasure:
+    """Measures images one by one for the centers of their classes.
 
+    Args:
+        network: Traced float network; moved to ``device``.
+        num_classes: Of its logits.
+        device: Where to run it.
 
-def save_class_centers(centers: ClassCenters, path: Path) -> None:
-    """Writes ``centers`` as a safetensors file, whole or not at all.
+    Attributes:
+        layers: The deep BatchNorm layers, by execution order.
+        channels: Of each of them.
 
     Raises:
-        CalibrationError: It cannot be written: the disk is full, for instance.
+        ModelError: The network has no BatchNorm layer.
     """
-    tensors = {"counts": centers.counts, "correct": centers.correct}
-    for index, mean, variance in zip(
-        centers.layer_indices, centers.means, centers.variances, strict=True
-    ):
-        tensors[f"mean.{index}"] = mean.cpu().contiguous()
-        tensors[f"variance.{index}"] = variance.cpu().contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}{TEMP_SUFFIX}")
-    try:
-        save_file(tensors, partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except SafetensorError as error:
-        reason = " ".join(str(error).split())[:120]
-        raise CalibrationError(
-            f"{path}: the class centers cannot be written ({reason}). Free some space, then run "
-            "the same command to continue."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+
+    def __init__(self, network: StatisticsNetwork, num_classes: int, device: torch.device) -> None:
+        require_batch_norm(network)
+        self._network, self._device = network.to(device).eval(), device
+        self._num_classes = num_classes
+        self.layers = tuple(deep_layer_indices(len(network.layers)))
+        self.channels = tuple(network.layers[index].num_channels for index in self.layers)
+
+    @torch.no_grad()
+    def of(self, images: Tensor, labels: Tensor) -> Iterator[tuple[int, Tensor, Tensor, int]]:
+        """Yields label, mean and variance of each image, and 1 where the network is right, else 0.
+
+        Statistics are ``(sum of channels,)`` float32 on the CPU, over the image's positions.
+
+        Args:
+            images: ``(N, C, H, W)`` as the network takes them.
+            labels: ``(N,)``.
+
+        Raises:
+            CalibrationError: A label is outside the classes.
+        """
+        classes = _checked(labels, self._num_classes)
+        logits, bn_inputs = self._network(images.to(self._device))
+        mean, variance = _image_statistics([bn_inputs[index] for index in self.layers])
+        guesses = logits.argmax(1).tolist()
+        for row, (label, guess) in enumerate(zip(classes, guesses, strict=True)):
+            yield label, mean[row], variance[row], int(label == guess)
 
 
-def load_class_centers(path: Path) -> ClassCenters:
-    """Returns the centers that `save_class_centers` wrote; the file is not trusted.
-
-    Raises:
-        CalibrationError: The file is missing, damaged, too large, or not a set of class centers.
-    """
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise _damaged(path, f"{size} bytes are more than {MAX_FILE_BYTES}")
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, str(error).splitlines()[0][:200]) from error
-    indices = sorted(
-        int(key.removeprefix("mean."))
-        for key in tensors
-        if key.startswith("mean.") and key.removeprefix("mean.").isdecimal()
-    )
-    names = {f"{kind}.{index}" for kind in ("mean", "variance") for index in indices}
-    if not indices or tensors.keys() != names | {"counts", "correct"}:
-        raise _damaged(path, "its tensors are not counts, correct, mean.N and variance.N")
-    _check_values(path, tensors, indices)
-    return ClassCenters(
-        tuple(indices),
-        tuple(tensors[f"mean.{index}"] for index in indices),
-        tuple(tensors[f"variance.{index}"] for index in indices),
-        tensors["counts"],
-        tensors["correct"],
-    )
-
-
-def _check_values(path: Path, tensors: dict[str, Tensor], indices: list[int]) -> None:
-    counts, correct = tensors["counts"], tensors["correct"]
-    if counts.dim() != 1 or counts.dtype != torch.int64 or bool((counts < 0).any()):
-        raise _damaged(path, "counts must be non-negative int64, one per class")
-    if correct.shape != counts.shape or correct.dtype != torch.bool:
-        raise _damaged(path, "correct must be bool, one per class")
-    for index in indices:
-        mean, variance = tensors[f"mean.{index}"], tensors[f"variance.{index}"]
-        fits = mean.dim() == 2 and mean.shape == variance.shape and len(mean) == len(counts)
-        if not fits or {mean.dtype, variance.dtype} != {torch.float32}:
-            raise _damaged(path, f"layer {index} must have float32 (classes, channels) statistics")
-        if not bool(mean.isfinite().all() and variance.isfinite().all() and (variance >= 0).all()):
-            raise _damaged(path, f"layer {index} has values that no image can give")
-
-
-def _damaged(path: Path, what: str) -> CalibrationError:
+def not_finite(label: int) -> CalibrationError:
+    """Returns the error of a class whose statistics are not finite."""
     return CalibrationError(
-        f"{path}: not usable as class centers: {what}. Delete it and run again to recompute."
+        f"class centers: class {label} has statistics that are not "
+        "finite. Check its calibration images and the network's weights."
     )
+
+
+def _require_finite(pooled: PooledStatistics) -> None:
+    finite = (pooled.means.isfinite() & pooled.variances.isfinite()).all(1)
+    if not bool(finite.all()):
+        raise not_finite(int((~finite).nonzero()[0]))
 
 
 def _checked(labels: Tensor, num_classes: int) -> list[int]:
@@ -261,4 +237,4 @@ def _image_statistics(bn_inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     pairs = [
         torch.var_mean(x.float().reshape(*x.shape[:2], -1), dim=2, correction=0) for x in bn_inputs
     ]
-    return torch.cat([m for _, m in pairs], 1), torch.cat([v for v, _ in pairs], 1)
+    return torch.cat([m for _, m in pairs], 1).cpu(), torch.cat([v for v, _ in pairs], 1).cpu()

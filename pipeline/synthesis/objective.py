@@ -80,7 +80,7 @@ class Objective:
     ) -> None:
         self.network, self.recipe, self.device, self.targets = network, recipe, device, targets
         self.fast, self.ranks = fast, ranks
-        self.centers = None if centers is None else centers.to(device)
+        self.centers = None if centers is None else centers.near(device)
         sizes = [layer.num_channels for layer in network.layers]
         self._num_layers, self._num_channels = len(sizes), sum(sizes)
         self._weights = terms.layer_weights(sizes).to(device)
@@ -197,7 +197,8 @@ class Objective:
             values["bns_distorted"] = self._fallback(*row, normal)
             return recipe.fallback_factor * recipe.distorted_weight * values["bns_distorted"]
         assert self.centers is not None  # as the caller checked
-        center = self.centers.of(class_index)
+        mean, variance = self.centers.of(class_index)
+        center = mean.to(self.device), variance.to(self.device)  # there already where they fitted
         values["bns_distorted"] = self._distorted(*row, center, normal)
         values["bns_centralized"] = terms.bns_centralized_loss(*row, *center, self._deep_weights)
         total = recipe.distorted_weight * values["bns_distorted"]

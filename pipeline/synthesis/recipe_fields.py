@@ -59,6 +59,10 @@ class Recipe:
         student_weight_decay: 1e-4.
         student_alpha: Weight of the distillation term; 20 (GDFQ: 1).
         student_temperature: tau of both softmaxes; 20.
+        student_easy_confidence: The student's cross entropy counts only images to whose label the
+            float network gives at least this probability (SynQ); 0 counts all.
+        student_cam_weight: Weight of the distance between the class activation maps of both
+            networks (SynQ; `quantization.activation_maps`).
         student_cosine_period_steps: *Mended.* Steps from the peak rate to zero. Published: 20,000
             over 70,000 steps, so that the rate comes back up three times; ours: all 70,000.
         ranges_from: *Mended.* Which images set the activation ranges. ``untrained-generator``,
@@ -129,6 +133,8 @@ class Recipe:
     student_weight_decay: float = 1e-4
     student_alpha: float = 20.0
     student_temperature: float = 20.0
+    student_easy_confidence: float = 0.0
+    student_cam_weight: float = 0.0
     student_cosine_period_steps: int = 20_000
     ranges_from: Literal["untrained-generator", "trained"] = "untrained-generator"
     quantize_everything: bool = False
@@ -222,7 +228,13 @@ _AT_LEAST_ONE = (
     "student_cosine_period_steps",
     "width",
 )
-_AT_MOST = {"slack_quantile": 1.0, "margin_degrees": 90.0, "shift_px": 64, "low_pass_px": 16.0}
+_AT_MOST = {
+    "slack_quantile": 1.0,
+    "margin_degrees": 90.0,
+    "shift_px": 64,
+    "low_pass_px": 16.0,
+    "student_easy_confidence": 1.0,
+}
 _NOT_NEGATIVE = tuple(
     field.name
     for field in dataclasses.fields(Recipe)

@@ -198,12 +198,27 @@ class PooledStatistics:
     def merge(self, row: int, mean: Tensor, variance: Tensor, count: int) -> None:
         """Pools ``count`` more images with the given statistics ``(C,)`` into ``row``."""
         before = int(self.counts[row])
-        share = count / (before + count)
-        gap = mean - self.means[row]
-        self.means[row] += gap * share
-        self.variances[row] += (variance - self.variances[row]) * share
-        self.variances[row] += gap.square() * (share * (1 - share))
+        merge_statistics(self.means[row], self.variances[row], before, mean, variance, count)
         self.counts[row] += count
+
+
+def merge_statistics(
+    into_mean: Tensor,
+    into_variance: Tensor,
+    before: int,
+    mean: Tensor,
+    variance: Tensor,
+    count: int,
+) -> None:
+    """Pools ``count`` more images into the statistics of ``before`` images, in place.
+
+    The formula is that of `PooledStatistics`. All tensors are ``(C,)``.
+    """
+    share = count / (before + count)
+    gap = mean - into_mean
+    into_mean += gap * share
+    into_variance += (variance - into_variance) * share
+    into_variance += gap.square() * (share * (1 - share))
 
 
 def deep_layer_indices(num_bn: int) -> range:

@@ -80,6 +80,7 @@ def synthesize(
     bounds: Bounds | None = None,
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
+    cuda_graphs: bool = False,
 ) -> SyntheticImages:
     """Makes a labelled set of images that ``network`` takes for its training data.
 
@@ -105,6 +106,8 @@ def synthesize(
         progress: Called with (steps done, steps in total, text).
         ranks: Who shares the work: of a generator's batches each has a part, of learned images each
             makes whole batches. All get the result; rank 0 alone writes the checkpoint.
+        cuda_graphs: On CUDA, replay the float network as graphs; a warning says where that fails.
+            A continued run then agrees with an uninterrupted one to rounding alone.
 
     Raises:
         ModelError: The network has no BatchNorm layer, or the images are too small.
@@ -128,6 +131,7 @@ def synthesize(
         fast=fast,
         bounds=bounds,
         ranks=ALONE if learned else ranks,
+        cuda_graphs=cuda_graphs,
     )
     store = None
     if checkpoint is not None and not ranks.follows:
@@ -159,8 +163,13 @@ def _judged(
         seconds=time.monotonic() - start,
         steps=run.steps,
         diverged=bool(run.warnings),
-        warnings=(*warnings, *run.warnings),
+        warnings=(*warnings, *run.warnings, *_trouble(made_by)),
     )
+
+
+def _trouble(made_by: Synthesizer) -> list[str]:
+    trouble = None if made_by.graphed is None else made_by.graphed.trouble
+    return [] if trouble is None else [f"{trouble}. The images are the same without."]
 
 
 def balanced_labels(num_images: int, num_classes: int) -> Tensor:

@@ -16,6 +16,7 @@ from fdda_deploy.pipeline.network import StatisticsNetwork
 from fdda_deploy.pipeline.synthesis.augmentation import augmented, low_passed
 from fdda_deploy.pipeline.synthesis.centers import ClassCenters
 from fdda_deploy.pipeline.synthesis.global_batch import require_shares
+from fdda_deploy.pipeline.synthesis.graphed import GraphedNetwork
 from fdda_deploy.pipeline.synthesis.objective import Objective
 from fdda_deploy.pipeline.synthesis.recipe_fields import Recipe
 from fdda_deploy.pipeline.synthesis.rewiring import SeeingNetwork
@@ -69,6 +70,8 @@ class Synthesizer:
             gradient. False is the plain reference.
         bounds: What learned pixels are held to; None for no bounds.
         ranks: Who shares each batch of a generator; for learned images always one alone.
+        cuda_graphs: On CUDA and with ``fast``, replay the float network as graphs (`graphed`); with
+            swing convolutions, which draw random numbers, it is run as ever.
 
     Raises:
         ModelError: The network has no BatchNorm layer, or the images are too small.
@@ -91,6 +94,7 @@ class Synthesizer:
         fast: bool = True,
         bounds: Bounds | None = None,
         ranks: Ranks = ALONE,
+        cuda_graphs: bool = False,
     ) -> None:
         require_batch_norm(network)
         require_shares(recipe, ranks)
@@ -115,6 +119,8 @@ class Synthesizer:
         if recipe.margin_weight:
             plain.rows_of(torch.zeros(0, dtype=torch.int64), recipe.name)  # refuses at once
         self.seeing = SeeingNetwork(network, self._random) if recipe.swing else plain
+        wanted = cuda_graphs and fast and device.type == "cuda" and not recipe.swing
+        self.graphed = GraphedNetwork(plain) if wanted else None
         self.objective = Objective(plain, recipe, used, device, targets, fast=fast, ranks=ranks)
         self.begin(0, range(self.batch_size))
 
@@ -172,7 +178,7 @@ class Synthesizer:
         share = None if self.ranks.alone else (sum(sizes), self.ranks.places(sizes))
         shown = augmented(images, self.recipe, self._random, share)  # float32: a blur's small taps
         with self._precision():
-            seen = self.seeing(shown)
+            seen = (self.graphed or self.seeing)(shown)
         values = self.objective.losses(
             seen, shown, parts, class_index, self._random, first_index=self.indices.start
         )

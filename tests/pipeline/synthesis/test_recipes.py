@@ -39,6 +39,8 @@ PUBLISHED = {
     "student_weight_decay": 1e-4,
     "student_alpha": 20.0,
     "student_temperature": 20.0,
+    "student_easy_confidence": 0.0,
+    "student_cam_weight": 0.0,
     "student_cosine_period_steps": 20_000,
     "ranges_from": "untrained-generator",
     "quantize_everything": False,

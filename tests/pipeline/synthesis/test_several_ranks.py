@@ -15,7 +15,9 @@ from torch import Tensor
 from fdda_deploy.errors import ConfigError
 from fdda_deploy.pipeline.distributed import Ranks
 from fdda_deploy.pipeline.network import StatisticsNetwork
-from fdda_deploy.pipeline.synthesis.centers import ClassCenters, class_centers
+from fdda_deploy.pipeline.synthesis.center_file import load_class_centers
+from fdda_deploy.pipeline.synthesis.center_writer import CenterWriter
+from fdda_deploy.pipeline.synthesis.centers import ClassCenters
 from fdda_deploy.pipeline.synthesis.global_batch import GlobalBatchNorm, pooled
 from fdda_deploy.pipeline.synthesis.recipes import Recipe
 from fdda_deploy.pipeline.synthesis.statistics import batch_statistics
@@ -195,13 +197,18 @@ def test_killed_ranks_continue_to_the_same_images(
 
 
 def test_classes_measured_by_two_ranks_have_the_centers_of_one(
-    tiny: StatisticsNetwork, real_batch: tuple[Tensor, Tensor]
+    tiny: StatisticsNetwork, real_batch: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
     images, labels = real_batch
 
     def work(ranks: Ranks) -> list[Any]:
-        own = labels % ranks.size == ranks.rank
-        found = class_centers(tiny, [(images[own], labels[own])], 3, device=CPU, ranks=ranks)
+        own = labels.argsort(stable=True)
+        own = own[labels[own] % ranks.size == ranks.rank]
+        path = tmp_path / f"{ranks.size}" / f"rank{ranks.rank}"  # the others' are not used
+        with CenterWriter(tiny, 3, path, device=CPU, ranks=ranks) as writer:
+            writer.add(images[own], labels[own])
+            writer.finish()
+        found = load_class_centers(tmp_path / f"{ranks.size}" / "rank0")
         parts = (*found.means, *found.variances, found.counts, found.correct)
         return [part.numpy() for part in parts]
 

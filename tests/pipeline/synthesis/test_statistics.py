@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fdda_deploy.errors import CalibrationError, ModelError
@@ -16,8 +14,6 @@ from fdda_deploy.pipeline.network import StatisticsNetwork, statistics_network, 
 from fdda_deploy.pipeline.synthesis.centers import (
     ClassCenters,
     class_centers,
-    load_class_centers,
-    save_class_centers,
 )
 from fdda_deploy.pipeline.synthesis.statistics import (
     PooledStatistics,
@@ -166,50 +162,6 @@ def test_untrained_batch_norm_is_recognised(tiny: StatisticsNetwork) -> None:
     fresh = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     assert untrained_statistics(statistics_network(trace(fresh, (3, 8, 8))))
     assert not untrained_statistics(tiny)
-
-
-def test_saved_centers_come_back_the_same(centers: ClassCenters, tmp_path: Path) -> None:
-    path = tmp_path / "new" / "centers.safetensors"
-    save_class_centers(centers, path)
-    back = load_class_centers(path)
-    assert back.layer_indices == centers.layer_indices
-    torch.testing.assert_close(
-        dataclasses.astuple(back)[1:], dataclasses.astuple(centers)[1:], rtol=0, atol=0
-    )
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
-
-
-DAMAGE = {
-    "a key missing": lambda t: t.pop("counts"),
-    "a key too many": lambda t: t.update(extra=torch.zeros(1)),
-    "no layer": lambda t: [t.pop(key) for key in list(t) if "." in key],
-    "negative counts": lambda t: t["counts"].sub_(9),
-    "correct of another length": lambda t: t.update(correct=torch.ones(2, dtype=torch.bool)),
-    "half precision": lambda t: t.update({"mean.0": t["mean.0"].half()}),
-    "another class count": lambda t: t.update({"mean.0": t["mean.0"][:2].contiguous()}),
-    "a negative variance": lambda t: t["variance.0"].sub_(1e6),
-    "not a number": lambda t: t["mean.0"].fill_(float("nan")),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_centers_are_refused(damage: str, centers: ClassCenters, tmp_path: Path) -> None:
-    path = tmp_path / "centers.safetensors"
-    save_class_centers(centers, path)
-    tensors = load_file(path)
-    DAMAGE[damage](tensors)
-    save_file(tensors, path)
-    with pytest.raises(CalibrationError, match=r"not usable as class centers.*Delete it"):
-        load_class_centers(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff" * 64, None], ids=["empty", "noise", "missing"])
-def test_files_that_are_no_safetensors_are_refused(content: bytes | None, tmp_path: Path) -> None:
-    path = tmp_path / "centers.safetensors"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(CalibrationError, match="not usable as class centers"):
-        load_class_centers(path)
 
 
 def test_centers_of_another_network_are_refused(
