@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import fx
 
+from fdda_deploy.exporters.compact import is_compact, place_compact
 from fdda_deploy.exporters.placement import place
 from fdda_deploy.pipeline.quantization.convert import GraphMap, QuantNetwork, convert
 from fdda_deploy.pipeline.stages.context import RunContext
@@ -20,6 +21,14 @@ def placement_of(context: RunContext) -> Placement:
 def placement_with(context: RunContext, widths: Mapping[str, int | None] | None) -> Placement:
     """Returns where a build with these widths quantizes; None gives each layer the scheme's."""
     graph, recipe = context.float_graph, context.recipe
+    if compacts(context):
+        return place_compact(
+            graph.proto,
+            context.config.quantize.scheme,
+            torch_tensors=graph.fx_from_tensor,
+            parameters=graph.parameter_from_initializer,
+            widths=widths,
+        )
     return place(
         graph.proto,
         context.config.quantize.scheme,
@@ -29,6 +38,18 @@ def placement_with(context: RunContext, widths: Mapping[str, int | None] | None)
         everything=recipe is None or recipe.quantize_everything,
         widths=widths,
     )
+
+
+def compacts(context: RunContext) -> bool:
+    """Whether this build trades for a small plan (`exporters.compact`): where it can, unless told.
+
+    Never under methods that set grids channel by channel, nor as the published recipe has it.
+    """
+    settings, recipe = context.config.quantize, context.recipe
+    by_channel = settings.scale_search != "none" or settings.psg or settings.scale_clip is not None
+    published = recipe is not None and not recipe.quantize_everything
+    wanted = settings.compact_plan and not by_channel and not published
+    return wanted and is_compact(settings.scheme, context.target)
 
 
 def converted(

@@ -52,6 +52,7 @@ class QuantizeSettings(TypedDict, total=False):
     finetune_loss: str
     psg: bool
     scale_clip: float
+    compact_plan: bool
 
 
 class SynthesisSettings(TypedDict, total=False):
@@ -62,6 +63,7 @@ class SynthesisSettings(TypedDict, total=False):
     num_steps: int
     num_images: int
     fast: bool
+    cuda_graphs: bool
 
 
 class EngineSettings(TypedDict, total=False):

@@ -170,6 +170,14 @@ class Options:
     scale_clip: Annotated[
         float | None, option(BITS, "Hold weights within K mean|W|, for instance 2.5.", "K")
     ] = None
+    compact_plan: Annotated[
+        bool | None,
+        option(
+            BITS,
+            "w8a8 on rtx: coarser scales, smaller plan.",
+            flag="--compact-plan/--no-compact-plan",
+        ),
+    ] = None
 
     recipe: Annotated[str | None, one_of(SYNTHESIS, RECIPES, "How images are made")] = None
     schedule: Annotated[str | None, one_of(SYNTHESIS, SCHEDULES, "How long")] = None
@@ -184,6 +192,10 @@ class Options:
             "Shortcuts, or the plain float32 loop.",
             flag="--synthesis-fast/--no-synthesis-fast",
         ),
+    ] = None
+    cuda_graphs: Annotated[
+        bool | None,
+        option(SYNTHESIS, "On a GPU, launch whole graphs.", flag="--cuda-graphs/--no-cuda-graphs"),
     ] = None
 
     backend: Annotated[str | None, one_of(ENGINE, BACKENDS, "What runs it")] = None

@@ -107,6 +107,8 @@ class SynthesisConfig(Section):
             schedule's.
         num_images: Synthetic images that are kept; None takes the recipe's.
         fast: Use shortcuts that change nothing but rounding; False is the plain float32 loop.
+        cuda_graphs: On a GPU, launch the float network's kernels as CUDA graphs; off until that is
+            measured there.
         overrides: Single settings of the recipe by name, from ``[synthesis.overrides]``.
     """
 
@@ -115,6 +117,7 @@ class SynthesisConfig(Section):
     num_steps: int | None = limited(None, minimum=1)
     num_images: int | None = limited(None, minimum=1)
     fast: bool = True
+    cuda_graphs: bool = False
     overrides: dict[str, Override] = field(default_factory=dict)
 
 
@@ -146,6 +149,9 @@ class QuantizeConfig(Section):
         psg: Scale the weights' gradients by their distance from the grid; off as in FDDA.
         scale_clip: k of GDRQ's Scale-Clip, which holds weights within k mean|W| of their channel;
             2 to 3 at low widths; None does without, as FDDA does.
+        compact_plan: w8a8 on ``rtx`` trades for a plan that is half as large or less: one scale per
+            weight, one per shape of activations, and float where INT8 costs more bytes than it
+            saves; not with ``scale_search``, ``psg`` or ``scale_clip``, which set each channel's.
     """
 
     weight_bits: int = 4
@@ -164,6 +170,7 @@ class QuantizeConfig(Section):
     finetune_loss: str = limited("fdda", choices=FINETUNE_LOSSES)
     psg: bool = False
     scale_clip: float | None = limited(None, minimum=1.1, maximum=100.0)
+    compact_plan: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
