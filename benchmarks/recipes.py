@@ -6,7 +6,8 @@ r"""What each way of making calibration images costs in accuracy: recipe by sche
 Each row is one `fdda-deploy build --effort fast --target trt`: same network, same quantizer, same
 test images, so that rows differ in the images alone. ``none`` calibrates on Gaussian noise,
 ``real`` on as many real images as the recipes make; ``fdda`` has one real image per class besides.
-Rows are added to the JSON file that is there; one that is there already is not measured again.
+Rows are added to the JSON file that is there; one that is there already is not measured again, and
+``code`` says by which version it was.
 Needs the data folder beside the checkout.
 """
 
@@ -24,6 +25,8 @@ from typing import Any
 import numpy as np
 from main_job import JOBS, SHARED, measured
 from numpy.typing import NDArray
+
+from fdda_deploy.pipeline.workspace import code_digest
 
 RECIPES = ["none", "zeroq", "gdfq", "dsg", "lrq", "genie", "fdda", "real"]
 SCHEMES = ["w8a8", "w4a8", "w4a4"]
@@ -188,7 +191,7 @@ def _row(key: Row, folder: Path) -> Row:
     JOBS[name] = [*without_images(JOBS[NETWORK]), *image_options(recipe, count, seed, folder)]
     options = ["--target", "trt", "--effort", "fast", "--seed", str(seed), "--quiet"]
     row = measured(name, str(key["scheme"]), folder / f"{recipe}-{seed}", options)
-    return {**row, **key, "effort": "fast"}
+    return {**row, **key, "effort": "fast", "code": code_digest()[:12]}
 
 
 def _write(rows: Sequence[Row], out: Path) -> None:

@@ -55,7 +55,7 @@ def integer_biases(
         grids: With which numbers.
     """
     inputs = {
-        name: grids.activations[point.tensor].scale
+        name: grids.activations[point.name].scale
         for point in placement.activations
         for name, index in point.consumers
         if index == 0

@@ -1,9 +1,9 @@
 """Float ONNX plus grids gives Q/DQ ONNX: integers for weights, Q/DQ pairs for activations.
 
-What TensorRT requires shapes the result (see `trt_rules`): zero-points are constant zeros, biases
-stay float, weights are stored as integers behind one DequantizeLinear, one pair per tensor. A grid
-of fewer than 8 bits is carried in INT8 behind a Clip. ONNX Runtime's CPU kernels want other storage
-of the same values (`onnx_runtime_cpu`).
+What TensorRT requires shapes the result (see `trt_rules`): zero-points are constant zeros (others
+are taken up by biases first, `absorbed`), biases stay float, weights are stored as integers behind
+one DequantizeLinear, one pair per tensor. A grid of fewer than 8 bits is carried in INT8 behind a
+Clip. ONNX Runtime's CPU kernels want other storage of the same values (`onnx_runtime_cpu`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 
 from fdda_deploy.errors import ExportError
 from fdda_deploy.exporters import names
+from fdda_deploy.exporters.absorbed import absorb_zero_points
 from fdda_deploy.exporters.onnx_runtime_cpu import integer_biases, uint8_zero_point
 from fdda_deploy.exporters.stored import stored
 from fdda_deploy.quant.points import ActivationPoint, Placement, WeightPoint
@@ -61,15 +62,18 @@ def insert_qdq(
     result.CopyFrom(model)
     _set_parameters(result.graph, grids.parameters)
     for_cpu = placement.target == "ort-cpu"
+    activations = grids.activations
+    if not for_cpu:
+        activations = absorb_zero_points(result.graph, placement, activations, grids.weights)
     insertion = _Insertion(result.graph, for_cpu)
     for point in placement.weights:
         if point.initializer not in grids.weights:
             raise ExportError(f"{point.initializer}: no integers for this weight. Quantize first.")
         insertion.weight(point, *grids.weights[point.initializer])
     for activation in placement.activations:
-        if activation.tensor not in grids.activations:
-            raise ExportError(f"{activation.tensor}: no range for this tensor. Calibrate first.")
-        insertion.activation(activation, grids.activations[activation.tensor])
+        if activation.name not in activations:
+            raise ExportError(f"{activation.name}: no range for this tensor. Calibrate first.")
+        insertion.activation(activation, activations[activation.name])
     if for_cpu:
         integer_biases(insertion.graph, insertion.before, placement, grids)
     insertion.finish()
@@ -111,7 +115,7 @@ class _Insertion:
         self.graph.initializer.append(stored(integers, x_int, point.storage))
         self.graph.initializer.append(numpy_helper.from_array(qparams.scale, scale))
         inputs = [integers, scale]
-        attributes: dict[str, int] = {"axis": point.axis}
+        attributes = {} if qparams.axis is None else {"axis": point.axis}
         if point.block_size is not None:
             attributes["block_size"] = point.block_size
         if point.storage != "int4":
@@ -135,11 +139,9 @@ class _Insertion:
         tensor = point.tensor
         if tensor not in self.produced:
             raise ExportError(f"{tensor}: the graph has no such tensor.")
-        if qparams.axis is not None or (qparams.zero_point != 0 and not self.for_cpu):
-            raise ExportError(
-                f"{tensor}: activations take one scale and zero-point 0 (T003, T007)."
-            )
-        scale, zero = names.scale(tensor), names.zero_point(tensor)
+        if qparams.axis is not None:
+            raise ExportError(f"{tensor}: activations take one scale (T007).")
+        scale, zero = names.scale(point.name), names.zero_point(point.name)
         self._constant(scale, qparams.scale)
         if self.for_cpu:
             self._constant(zero, uint8_zero_point(qparams))
@@ -147,23 +149,23 @@ class _Insertion:
             self.graph.initializer.append(stored(zero, np.zeros((), np.int8), point.storage))
         source = tensor
         if (qparams.qmin, qparams.qmax) != (-128, 127) and not qparams.float8:
-            source = self._clip(tensor, qparams)
+            source = self._clip(point, qparams)
         self.after[tensor] += [
             helper.make_node(
                 "QuantizeLinear",
                 [source, scale, zero],
-                [names.quantized(tensor)],
-                name=names.quantize_node(tensor),
+                [names.quantized(point.name)],
+                name=names.quantize_node(point.name),
             ),
             helper.make_node(
                 "DequantizeLinear",
-                [names.quantized(tensor), scale, zero],
-                [names.dequantized(tensor)],
-                name=names.dequantize_node(tensor),
+                [names.quantized(point.name), scale, zero],
+                [names.dequantized(point.name)],
+                name=names.dequantize_node(point.name),
             ),
         ]
         for consumer, index in point.consumers:
-            self._rewire(consumer, index, names.dequantized(tensor))
+            self._rewire(consumer, index, names.dequantized(point.name))
 
     def finish(self) -> None:
         """Rebuilds the node list: producers before their Q/DQ, weight DQ before its consumer."""
@@ -177,16 +179,16 @@ class _Insertion:
         del self.graph.node[:]
         self.graph.node.extend(copies)
 
-    def _clip(self, tensor: str, qparams: QParams) -> str:
-        low, high = names.bound(tensor, "low"), names.bound(tensor, "high")
+    def _clip(self, point: ActivationPoint, qparams: QParams) -> str:
+        low, high = names.bound(point.name, "low"), names.bound(point.name, "high")
         self._constant(low, qparams.low)
         self._constant(high, qparams.high)
-        self.after[tensor].append(
-            helper.make_node(
-                "Clip", [tensor, low, high], [names.clipped(tensor)], name=names.clip_node(tensor)
-            )
+        clipped = names.clipped(point.name)
+        node = helper.make_node(
+            "Clip", [point.tensor, low, high], [clipped], name=names.clip_node(point.name)
         )
-        return names.clipped(tensor)
+        self.after[point.tensor].append(node)
+        return clipped
 
     def _constant(self, name: str, value: npt.NDArray[np.generic]) -> None:
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from fdda_deploy.errors import ConfigError, DataError
 
+SMALL_IMAGE_PX = 64
+"""Up to this side an image is small: methods take more of them, and longer schedules."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_FRACTION = 0.875

@@ -16,6 +16,8 @@ from fdda_deploy.pipeline.quantization.observers import (
     range_observer,
     weight_qparams,
 )
+from fdda_deploy.pipeline.quantization.one_scale import one_scale_qparams
+from fdda_deploy.pipeline.quantization.shared_scales import share_scales
 
 
 @torch.no_grad()
@@ -42,10 +44,11 @@ def calibrate(
         ConfigError: Unknown observer.
         CalibrationError: No image, or an activation or a weight that is not finite (named).
     """
-    shifted = network.placement.target == "ort-cpu"  # TensorRT wants 0 for a zero-point
-    floats = {p.tensor for p in network.placement.activations if p.storage == "fp8"}
+    points = {point.name: point for point in network.placement.activations}
     observers = {
-        name: Fp8Observer(name) if name in floats else range_observer(observer, name, shifted)
+        name: Fp8Observer(name)
+        if points[name].storage == "fp8"
+        else range_observer(observer, name, points[name].shifted)
         for name in network.activation_quantizers
     }
     calibrate_weights(network)
@@ -70,9 +73,10 @@ def calibrate(
         raise CalibrationError(
             "no calibration image. Give --calib-data, or let images be synthesized."
         )
-    bits = {point.tensor: point.num_bits for point in network.placement.activations}
+    bits = {point.name: point.num_bits for point in network.placement.activations}
     for name, quantizer in quantizers.items():
         quantizer.set_qparams(observers[name].qparams(bits[name]))
+    share_scales(network)
 
 
 def calibrate_weights(network: QuantNetwork) -> None:
@@ -92,6 +96,8 @@ def calibrate_weights(network: QuantNetwork) -> None:
             )
         if point.storage == "fp8":
             qparams = fp8_weight_qparams(weight, point.axis)
+        elif point.one_scale:
+            qparams = one_scale_qparams(weight, point.num_bits)
         else:
             qparams = weight_qparams(weight, point.num_bits, point.axis, point.block_size)
         network.set_weight_qparams(point, qparams)

@@ -92,6 +92,23 @@ def clip_bounds(node: fx.Node) -> tuple[float, float] | None:
     )
 
 
+def parameter_of(graph_module: fx.GraphModule, layer: fx.Node, index: int) -> nn.Parameter:
+    """Returns the weight (index 1) or the bias (2) of a layer whose parameters are its own."""
+    node = layer.args[index]
+    assert isinstance(node, fx.Node)
+    return graph_module.get_parameter(str(node.target))
+
+
+def is_padded(node: fx.Node) -> bool:
+    """Whether a layer reads zeros that are not in its input."""
+    if node.target is _ATEN.linear.default:
+        return False
+    padding = _argument(node, 4, "padding", 0)
+    if isinstance(padding, str):
+        return padding != "valid"
+    return any(padding) if isinstance(padding, list | tuple) else bool(padding)
+
+
 def find_channel_groups(graph_module: fx.GraphModule, shapes: Shapes) -> list[ChannelGroup]:
     """Returns the groups that may be rescaled, in graph order.
 

@@ -7,7 +7,7 @@ float layer computes from the float inputs; then its bias takes up what is left 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from fdda_deploy.pipeline.quantization.blocks import Block
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.importance import position_importance
 from fdda_deploy.pipeline.quantization.moments import LayerMoments, Moments
+from fdda_deploy.pipeline.quantization.one_scale import grid_with, keeps_old, round_with_one_scale
 from fdda_deploy.pipeline.quantization.patches import Positions, input_rows, output_size
 from fdda_deploy.pipeline.quantization.rounding_layers import RoundingLayer, rounding_layers
 from fdda_deploy.pipeline.quantization.second_order import (
@@ -132,7 +133,7 @@ def round_network(
         seed: Of the sampled positions.
         memory_limit_bytes: RAM for activations between blocks; what is beyond it goes to disk.
         folder: Where on disk; the system's temporary folder when not given.
-        progress: Called with (layers done, layers, text).
+        progress: Called with (images weighed, images, text), then (layers done, layers, text).
 
     Raises:
         CalibrationError: No image, a grid that is missing, inputs of a layer that are not finite,
@@ -155,11 +156,15 @@ def round_network(
         positions = _positions(layers, settings, streams.num_samples, seed)
         importance: dict[str, Tensor] = {}
         if settings.importance and layers:
-            if progress is not None:
-                progress(0, len(layers), "weighing positions")
             shapes = {name: layer.shape for name, layer in layers.items()}
-            batches = (x for x, _ in streams)
-            importance = position_importance(float_module, shapes, positions, batches, seed=seed)
+            importance = position_importance(
+                float_module,
+                shapes,
+                positions,
+                (x for x, _ in streams),
+                seed=seed,
+                weighed=None if progress is None else _counted(progress, streams.num_samples),
+            )
         walk = _Walk(network, float_module, settings, positions, importance)
         for block in streams.blocks(float_module):
             for name in block.layers:
@@ -208,14 +213,11 @@ class _Walk:
         integers, step = _rounded(target, hessian, scale, qparams, settings.sweeps)
         before = row_loss(target - had * scale, hessian)
         after = row_loss(target - integers * step, hessian)
-        keep = (before <= after) | ~after.isfinite()
+        keep = keeps_old(before, after, one_scale=qparams.axis is None)
         integers = torch.where(keep[:, :, None], had, integers)
         step, after = torch.where(keep[:, :, None], scale, step), torch.where(keep, before, after)
         if qparams.block_size is None:
-            found = step[:, :, 0].flatten().cpu().numpy()
-            network.set_weight_qparams(
-                point, QParams(found, qparams.qmin, qparams.qmax, qparams.axis)
-            )
+            network.set_weight_qparams(point, grid_with(qparams, step))
         network.weight(point).copy_((integers * step).reshape(weight.shape))
         if settings.correct_means and layer.bias is not None:
             shift = mean_shift(rows, integers * step, moments).flatten()
@@ -239,10 +241,9 @@ class _Walk:
             size = output_size(x.shape, layer.shape)
             each = size.numel() // layer.shape.weight[0] // len(value)
             positions = self._positions.of(name, first, len(value), each)
-            shares = None
-            if importance is not None:
-                shares = importance[:, taken : taken + len(positions)]
-            first, taken = first + len(value), taken + len(positions)
+            end = taken + len(positions)
+            shares = None if importance is None else importance[:, taken:end]
+            first, taken = first + len(value), end
             moments.add(
                 input_rows(x, size, layer.shape, positions),
                 input_rows(x_hat, size, layer.shape, positions),
@@ -255,6 +256,16 @@ class _Walk:
                 "Check the images and the weights before it."
             )
         return found
+
+
+def _counted(progress: Progress, num_images: int) -> Callable[[int], None]:
+    """Returns what tells ``progress`` how many of the images were weighed, from none on."""
+
+    def weighed(done: int) -> None:
+        progress(done, num_images, "weighing positions")
+
+    weighed(0)
+    return weighed
 
 
 def _positions(
@@ -275,6 +286,9 @@ def _rounded(
     if qparams.block_size is not None:
         q = round_columns(target, hessian, scale, qmin, qmax)
         return descend(target, hessian, q, scale, qmin, qmax, sweeps=sweeps, learn_scale=False)
+    if qparams.axis is None:
+        q, step = round_with_one_scale(target, hessian, qmin, qmax, sweeps=sweeps)
+        return q, step.expand_as(target)
     if target.shape[1] == 1 and target.shape[2] <= MAX_EXACT_INPUTS:
         q, step = round_exact(target, hessian, qmin, qmax)
     else:

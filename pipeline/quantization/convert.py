@@ -34,7 +34,7 @@ class QuantNetwork(nn.Module):
     Attributes:
         graph_module: The graph with its quantizers.
         placement: The points it follows.
-        activation_quantizers: By ONNX tensor name, in graph order.
+        activation_quantizers: By the point's name, in graph order.
         weight_quantizers: By ONNX initializer name, in graph order.
     """
 
@@ -141,8 +141,8 @@ def convert(module: fx.GraphModule, placement: Placement, names: GraphMap) -> Qu
         wanted = {names.fx_from_node[node] for node, _ in point.consumers}
         quantizer = ActivationQuantizer()
         edges = _edges(source, wanted, emitted)
-        _insert(graph_module, edges, f"activation_quantizer_{index}", quantizer, point.tensor)
-        network.activation_quantizers[point.tensor] = quantizer
+        _insert(graph_module, edges, f"activation_quantizer_{index}", quantizer, point.name)
+        network.activation_quantizers[point.name] = quantizer
     for index, weight in enumerate(placement.weights):
         name, _ = names.parameter_from_initializer[weight.initializer]
         wanted = {names.fx_from_node[node] for node in weight.consumers}
@@ -206,7 +206,8 @@ def _leads_only_to(node: fx.Node, wanted: set[str], emitted: set[str]) -> bool:
 
 def _transposed(qparams: QParams) -> QParams:
     """Returns the same grid for the transposed matrix."""
-    assert qparams.axis is not None
+    if qparams.axis is None:
+        return qparams
     scale = qparams.scale if qparams.block_size is None else np.ascontiguousarray(qparams.scale.T)
     return QParams(
         scale,

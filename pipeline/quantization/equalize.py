@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, fx
 
 from fdda_deploy.errors import CalibrationError, ConfigError
+from fdda_deploy.pipeline.quantization.centering import Span, center_channels
 from fdda_deploy.pipeline.quantization.channel_groups import (
     ChannelGroup,
     clip_bounds,
     find_channel_groups,
     is_depthwise,
     is_layer,
+    parameter_of,
 )
+from fdda_deploy.pipeline.quantization.row_factors import row_factors, tensor_factors
 
 REACH = 2.3
 """Half-normal values are best clipped at 2.2 m4 for 4 bits (ACIQ, Banner et al., arXiv 1810.05723,
@@ -51,6 +54,9 @@ def equalize(
     dense: float = 0.25,
     depthwise: float = 1.0,
     act_bits: int = 8,
+    center: bool = False,
+    floats: Collection[str] = (),
+    alike: Mapping[str, str] | None = None,
 ) -> EqualizeResult:
     """Scales the channels of every group of tied tensors, in place, so that they fill its range.
 
@@ -77,22 +83,40 @@ def equalize(
         dense: Exponent in [0, 1] for tensors that a dense layer reads; 0 leaves them alone.
         depthwise: The same for tensors that depthwise layers alone read.
         act_bits: Width of the activation grids to come.
+        center: First center the channels of linear tensors on zero (`centering.center_channels`);
+            not below 6 bits, where what is worth its steps was measured around the old zero.
+        floats: Layers left in float, by node name: what they alone read is scaled for the weights
+            that make it, which then bear one scale (`row_factors`).
+        alike: Which tensors will share a scale, by node name: each is then scaled as a whole.
 
     Raises:
-        ConfigError: An exponent outside [0, 1].
+        ConfigError: An exponent outside [0, 1], or ``center`` below 6 bits.
         CalibrationError: No images, or a tensor that is not finite on them.
     """
     _require_exponents(dense=dense, depthwise=depthwise)
+    if center and act_bits < CLIPS_BELOW:
+        raise ConfigError(
+            f"center: not with {act_bits}-bit activations; want {CLIPS_BELOW} or more."
+        )
     measured = _measure(graph_module, images_batches, clips=act_bits < CLIPS_BELOW)
     num_groups, tensors = 0, []
-    for group in find_channel_groups(graph_module, measured.shapes):
+    groups = find_channel_groups(graph_module, measured.shapes)
+    if center:
+        center_channels(graph_module, groups, measured.spans)
+    for group in groups:
         exponent = depthwise if all(map(is_depthwise, group.consumers)) else dense
-        factors = _factors(group, measured.ranges(), exponent)
+        if all(layer.name in floats for layer in group.consumers):
+            factors = row_factors(graph_module, group, measured.ranges())
+        else:
+            factors = _factors(group, measured.ranges(), exponent)
         if bool((factors == 1).all()):
             continue
         _rescale(graph_module, group, factors)
+        measured.rescale(group, factors)
         num_groups += 1
         tensors += [node.name for node in group.tensors if any(map(is_layer, node.users))]
+    for index, factor in tensor_factors(groups, measured.ranges(), alike or {}).items():
+        _rescale(graph_module, groups[index], factor)
     return EqualizeResult(num_groups, tuple(tensors))
 
 
@@ -110,17 +134,25 @@ class _Measure(fx.Interpreter):
         self.shapes: dict[str, torch.Size] = {}
         self.num_images = 0
         self._clips = clips
-        self._amax: dict[str, Tensor] = {}
+        self.spans: dict[str, Span] = {}
         self._fourth: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
 
     def ranges(self) -> dict[str, Tensor]:
         """Returns ``max_c`` ``(C,)`` by tensor: the largest value, or what is worth its steps."""
+        amax = {name: torch.maximum(high, -low) for name, (low, high) in self.spans.items()}
         if not self._clips:
-            return self._amax
+            return amax
         return {
-            name: amax.minimum(REACH * (self._fourth[name] / self.num_images).pow(0.25))
-            for name, amax in self._amax.items()
+            name: largest.minimum(REACH * (self._fourth[name] / self.num_images).pow(0.25))
+            for name, largest in amax.items()
         }
+
+    def rescale(self, group: ChannelGroup, factors: Tensor) -> None:
+        """Takes in that the channels of a group were multiplied by ``factors`` ``(C,)``."""
+        for name in (node.name for node in group.tensors if node.name in self.spans):
+            low, high = self.spans[name]
+            self.spans[name] = low * factors, high * factors
+            self._fourth[name] = self._fourth[name] * factors.pow(4)
 
     def run_node(self, n: fx.Node) -> Any:  # the interpreter's own signature
         result = super().run_node(n)
@@ -134,13 +166,13 @@ class _Measure(fx.Interpreter):
         if node.op == "get_attr":
             return
         rest = [axis for axis in range(x.ndim) if axis != 1]
-        amax = torch.maximum(x.amax(rest), x.amin(rest).neg_())  # without a copy of the tensor
-        if not bool(amax.isfinite().all()):
+        low, high = x.amin(rest), x.amax(rest)
+        if not bool(low.isfinite().all() & high.isfinite().all()):
             raise CalibrationError(
                 f"{node.name}: not finite on the images. Check the weights and the preprocessing."
             )
-        before = self._amax.get(node.name)
-        self._amax[node.name] = amax if before is None else torch.maximum(before, amax)
+        seen_low, seen_high = self.spans.get(node.name, (low, high))
+        self.spans[node.name] = torch.minimum(seen_low, low), torch.maximum(seen_high, high)
         if self._clips:
             self._fourth[node.name] = self._fourth[node.name] + len(x) * _fourth_moment(x, rest)
 
@@ -177,17 +209,11 @@ def _factors(group: ChannelGroup, amax: dict[str, Tensor], exponent: float) -> T
 def _rescale(graph_module: fx.GraphModule, group: ChannelGroup, factors: Tensor) -> None:
     """Multiplies the rows and biases that make the group; divides the columns that read it."""
     for layer in group.producers:
-        weight = _parameter(graph_module, layer, 1)
+        weight = parameter_of(graph_module, layer, 1)
         weight.mul_(factors.reshape(-1, *[1] * (weight.ndim - 1)))
         if len(layer.args) > 2 and layer.args[2] is not None:
-            _parameter(graph_module, layer, 2).mul_(factors)
+            parameter_of(graph_module, layer, 2).mul_(factors)
     for layer in group.consumers:
-        weight = _parameter(graph_module, layer, 1)
+        weight = parameter_of(graph_module, layer, 1)
         axis = 0 if is_depthwise(layer) else 1  # a depthwise weight is (C, 1, kh, kw)
         weight.div_(factors.reshape([-1 if d == axis else 1 for d in range(weight.ndim)]))
-
-
-def _parameter(graph_module: fx.GraphModule, layer: fx.Node, index: int) -> Tensor:
-    node = layer.args[index]
-    assert isinstance(node, fx.Node)
-    return graph_module.get_parameter(str(node.target))

@@ -16,10 +16,11 @@ from fdda_deploy.pipeline.distributed import ALONE, Ranks
 from fdda_deploy.pipeline.network import Progress
 from fdda_deploy.pipeline.quantization.augmentation import augmented
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
-from fdda_deploy.pipeline.quantization.distillation import LOSSES, distillation_loss, student_loss
+from fdda_deploy.pipeline.quantization.distillation import LOSSES, distillation_loss
 from fdda_deploy.pipeline.quantization.fixed_integers import FixedIntegers
 from fdda_deploy.pipeline.quantization.micro_batches import backward_in_parts, images_at_once
 from fdda_deploy.pipeline.quantization.same_start import start_alike
+from fdda_deploy.pipeline.quantization.student_objective import student_objective
 from fdda_deploy.pipeline.quantization.weight_reshaping import (
     WeightReshaper,
     restore,
@@ -64,6 +65,8 @@ class FinetuneSettings:
         step_lr: Peak rate of the logarithms of the activation steps beside them.
         bias_lr: Peak rate of the biases beside them, in their own unit.
         memory_limit_bytes: A batch that does not fit is taken in parts; None for no limit.
+        easy_confidence: CE only where the teacher gives the label this probability (SynQ); 0: all.
+        cam_weight: Weight of the class activation maps' distance (SynQ); 0 for none.
 
     Raises:
         ConfigError: An unknown choice, or choices that exclude each other.
@@ -88,6 +91,8 @@ class FinetuneSettings:
     step_lr: float = 2e-3
     bias_lr: float = 1e-3
     memory_limit_bytes: int | None = None
+    easy_confidence: float = 0.0
+    cam_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -208,7 +213,7 @@ def _train(
     period = settings.cosine_period_steps or settings.num_steps
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=period)
     losses: list[Tensor] = []
-    loss_of = _student_loss(network, teacher, settings)
+    loss_of = student_objective(network, teacher, settings)
     at_once, text = 0, "fine-tuning"
     reshaper.reshape()
     for step in range(settings.num_steps):
@@ -231,25 +236,6 @@ def _train(
         if step % CHECK_EVERY == CHECK_EVERY - 1 and not math.isfinite(float(losses[-1])):
             break
     return losses, at_once
-
-
-def _student_loss(
-    network: nn.Module, teacher: nn.Module, settings: FinetuneSettings
-) -> Callable[[Tensor, Tensor, tuple[float, float]], Tensor]:
-    def loss_of(x: Tensor, y: Tensor, parts: tuple[float, float]) -> Tensor:
-        with torch.no_grad():
-            target = teacher(x)
-        return student_loss(
-            network(x),
-            target,
-            y,
-            loss=settings.loss,
-            alpha=settings.alpha,
-            temperature=settings.temperature,
-            parts=parts,
-        )
-
-    return loss_of
 
 
 @torch.no_grad()

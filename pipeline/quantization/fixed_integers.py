@@ -14,6 +14,7 @@ from fdda_deploy.pipeline.quantization.fake_quant import (
     quantize,
 )
 from fdda_deploy.pipeline.quantization.learned_step import LearnedStep
+from fdda_deploy.pipeline.quantization.shared_scales import sharing_tensors
 from fdda_deploy.quant.qparams import QParams
 
 
@@ -72,6 +73,9 @@ class FixedIntegers:
             name: LearnedStep(quantizer, drop=0.0, learn_scale=True, generator=unused)
             for name, quantizer in network.activation_quantizers.items()
         }
+        for tensors in sharing_tensors(network):  # one step for all: trained apart, they would part
+            for tensor in tensors[1:]:
+                self._steps[tensor].log_gain = self._steps[tensors[0]].log_gain
         originals: dict[str, WeightQuantizer | ActivationQuantizer] = {
             **network.weight_quantizers,
             **network.activation_quantizers,
@@ -81,7 +85,7 @@ class FixedIntegers:
         for name, stand_in in {**self._weights, **self._steps}.items():
             module.add_module(keys[id(originals[name])], stand_in)
         self.gains = [stand_in.log_gain for stand_in in self._weights.values()]
-        self.steps = [stand_in.log_gain for stand_in in self._steps.values()]
+        self.steps = list(dict.fromkeys(stand_in.log_gain for stand_in in self._steps.values()))
         self.biases = [module.get_parameter(name) for name in bias_names(module)]
 
     @property
@@ -119,7 +123,8 @@ class FixedIntegers:
 
 def spread(scale: Tensor, qparams: QParams, ndim: int) -> Tensor:
     """Returns ``scale`` shaped to broadcast over the weight."""
-    assert qparams.axis is not None
+    if qparams.axis is None:
+        return scale
     if qparams.block_size is not None:
         return scale.repeat_interleave(qparams.block_size, dim=qparams.axis)
     return scale.reshape([-1 if d == qparams.axis else 1 for d in range(ndim)])

@@ -17,6 +17,7 @@ from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.fixed_integers import bias_names
 from fdda_deploy.pipeline.quantization.learned_step import LearnedStep, mixed
 from fdda_deploy.pipeline.quantization.reconstruction_settings import ReconstructionSettings
+from fdda_deploy.pipeline.quantization.shared_scales import sharing_tensors
 from fdda_deploy.pipeline.quantization.soft_rounding import SoftRounding, annealed_beta
 from fdda_deploy.quant.points import WeightPoint
 
@@ -120,6 +121,7 @@ class StandIns:
         self.roundings: dict[str, SoftRounding] = {}
         self.steps: dict[str, LearnedStep] = {}
         keys = {child: key for key, child in part.named_children()}
+        shared = {tensor for tensors in sharing_tensors(network) for tensor in tensors}
         for point in network.placement.weights:
             quantizer = network.weight_quantizers[point.initializer]
             if keys.get(quantizer) in learnable:
@@ -136,7 +138,10 @@ class StandIns:
                 step = LearnedStep(
                     activation,
                     drop=settings.drop,
-                    learn_scale=settings.step_lr > 0 and keys[activation] in learnable,
+                    # a scale that units share is none's to move
+                    learn_scale=settings.step_lr > 0
+                    and keys[activation] in learnable
+                    and tensor not in shared,
                     generator=generator,
                 )
                 self.steps[tensor] = step

@@ -161,7 +161,7 @@ class _Layer:
         weight = network.weight_quantizers[point.initializer]
         network.weight_qparams(point)  # refuses a weight without a grid
         self._rounded: Tensor = weight(network.weight(point))
-        own: list[nn.Module] = [network.activation_quantizers[each.tensor] for each in inputs]
+        own: list[nn.Module] = [network.activation_quantizers[each.name] for each in inputs]
         self._quantizers = {
             name: module
             for name, module in network.graph_module.named_modules()

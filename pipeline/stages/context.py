@@ -22,7 +22,7 @@ from fdda_deploy.pipeline.data import ImageSet, open_images, read_classes
 from fdda_deploy.pipeline.distributed import ALONE, Ranks
 from fdda_deploy.pipeline.models import FloatModel, load_float_model
 from fdda_deploy.pipeline.network import StatisticsNetwork, statistics_network, trace
-from fdda_deploy.pipeline.preprocessing import Preprocessing
+from fdda_deploy.pipeline.preprocessing import SMALL_IMAGE_PX, Preprocessing
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.quantization.fold import fold_batch_norm
 from fdda_deploy.pipeline.stages.recipe_choice import (
@@ -37,7 +37,6 @@ from fdda_deploy.pipeline.workspace import Json, StageResult
 
 Record = Mapping[str, Json]
 DIGITS = "digits"
-SMALL_IMAGE_PX = 64
 CHECKPOINT_EVERY_SECONDS = 20.0
 """Least time between two checkpoints of the generator: what a kill costs at most."""
 

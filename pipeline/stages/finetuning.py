@@ -59,6 +59,8 @@ def finetune_settings(context: RunContext) -> FinetuneSettings:
         scale_lr=rate,
         step_lr=2 * rate,
         bias_lr=rate,
+        easy_confidence=recipe.student_easy_confidence,
+        cam_weight=recipe.student_cam_weight,
         memory_limit_bytes=int(context.config.quantize.memory_limit * 2**30) if on_cpu else None,
     )
 

@@ -30,7 +30,8 @@ def save_grids(
         tensors[name] = TensorCalibration(qparams, amax, observer, "activation")
     for name, (_, qparams) in integers.items():
         amaxes = np.abs(qparams.high).reshape(-1).tolist()
-        tensors[name] = TensorCalibration(qparams, tuple(amaxes), "lp", "weight")
+        amax_of = amaxes[0] if qparams.axis is None else tuple(amaxes)
+        tensors[name] = TensorCalibration(qparams, amax_of, "lp", "weight")
     record = CalibrationRecord(
         tensors=tensors,
         model_digest=model_digest,

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from fdda_deploy.errors import ConfigError
 from fdda_deploy.pipeline.data import ImageSet
+from fdda_deploy.pipeline.preprocessing import SMALL_IMAGE_PX
 from fdda_deploy.pipeline.quantization.finetune import Draw
 
 ENOUGH_REAL = 256
 """From this many real images on, ranges come from them alone (``--calibrate-on auto``)."""
-MOST_CALIBRATION_IMAGES = 512
+MOST_CALIBRATION_IMAGES = {"small": 512, "large": 256}
+"""Images of a kind that set ranges, up to 64 px and above, where each has many positions."""
 _HELD_OUT_SHARE = 0.2
 _MOST_HELD_OUT = 64
 _FEWEST_TO_HOLD_OUT = 20
@@ -56,8 +58,8 @@ class Pool:
         Raises:
             ConfigError: The kind that was asked for is not there.
         """
-        real = min(self.num_real, MOST_CALIBRATION_IMAGES)
-        synthetic = min(self.num_synthetic, MOST_CALIBRATION_IMAGES)
+        most = MOST_CALIBRATION_IMAGES["small" if self._are_small() else "large"]
+        real, synthetic = min(self.num_real, most), min(self.num_synthetic, most)
         if calibrate_on == "auto":
             calibrate_on = "real" if real >= ENOUGH_REAL or not synthetic else "both"
         if calibrate_on == "real":
@@ -70,6 +72,11 @@ class Pool:
                 "take another --recipe than none."
             )
         return real, synthetic
+
+    def _are_small(self) -> bool:
+        if self.synthetic is not None:
+            return max(self.synthetic[0].shape[2:]) <= SMALL_IMAGE_PX
+        return self.real is None or max(self.real.preprocessing.shape[1:]) <= SMALL_IMAGE_PX
 
     def calibration_batches(self, counts: tuple[int, int], batch_size: int) -> Iterator[Tensor]:
         """Yields the images that set the ranges, ``(N, C, H, W)`` float32."""

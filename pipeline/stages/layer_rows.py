@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fdda_deploy.exporters.placement import TABLE
+from fdda_deploy.exporters.placement_table import TABLE
 from fdda_deploy.pipeline.quantization.layers import LayerError
 from fdda_deploy.pipeline.stages.context import RunContext
 from fdda_deploy.pipeline.workspace import Json

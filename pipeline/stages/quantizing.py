@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fdda_deploy.pipeline.allocator import return_freed_memory
 from fdda_deploy.pipeline.evaluate import torch_predictor
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.quantization.calibrate import calibrate
@@ -57,8 +58,10 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
     reference = reference_of(context, pool, progress)
     network = converted(context, placement, reference)
     counts, untrained = _calibrated(context, network, pool, progress)
+    return_freed_memory()
     search = searched_scales(context, network, reference, pool, progress)
     rounding = rounded(context, network, reference, pool, progress)
+    return_freed_memory()
     correction = None
     recipe = context.recipe
     published = recipe is not None and not recipe.quantize_everything  # it corrects nothing

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from typing import TypedDict
 
 import torch
 from torch import Tensor, fx
@@ -17,6 +19,7 @@ from fdda_deploy.pipeline.quantization.reconstruction_settings import RECONSTRUC
 from fdda_deploy.pipeline.stages.context import RunContext
 from fdda_deploy.pipeline.stages.images import Pool
 from fdda_deploy.pipeline.stages.judging import kept_if_better
+from fdda_deploy.pipeline.stages.placing import compacts, placement_of
 from fdda_deploy.pipeline.workspace import Json
 
 NUM_IMAGES = {"small": 2048, "large": 1000}
@@ -33,6 +36,11 @@ _STREAM_SHARE = 0.25
 """Share of the memory limit for activations between blocks; images, weights and the network's own
 temporaries need the rest."""
 _BATCH = 8
+
+
+class _CompactPlan(TypedDict, total=False):
+    floats: Collection[str]
+    alike: Mapping[str, str]
 
 
 def effort_of(context: RunContext) -> str:
@@ -64,8 +72,25 @@ def reference_of(context: RunContext, pool: Pool, progress: Progress) -> fx.Grap
         (batch.to(context.device) for batch in torch.split(images, _BATCH)),
         dense=0.0 if weights_pay else DENSE_EXPONENT,
         act_bits=scheme.act_bits,
+        center=scheme.act_bits >= 8 and not weights_pay,
+        **_of_compact_plan(context),
     )
     return module
+
+
+def _of_compact_plan(context: RunContext) -> _CompactPlan:
+    """Returns what equalisation does about one scale per weight and scales that are shared."""
+    if not compacts(context):
+        return {}
+    placement, graph = placement_of(context), context.float_graph
+    return {
+        "floats": {graph.fx_from_node[node] for node, _ in placement.left_float},
+        "alike": {
+            graph.fx_from_tensor[point.tensor]: point.shares
+            for point in placement.activations
+            if point.shares
+        },
+    }
 
 
 def rounded(

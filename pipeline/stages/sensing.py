@@ -80,7 +80,7 @@ class Measuring:
         """Returns the float network quantized to ``widths`` (None: the scheme's), ready to run."""
         placement = placement_with(self.context, widths)
         network = converted(self.context, placement).to(self.context.device)
-        points = {point.tensor: point.num_bits for point in placement.activations}
+        points = {point.name: point.num_bits for point in placement.activations}
         if points.items() - self.ranges.keys():
             self._find_ranges(network, progress)
             self.ranges |= {

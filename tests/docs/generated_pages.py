@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fdda_deploy.cli import app
 from fdda_deploy.errors import FddaDeployError
-from fdda_deploy.exporters.placement import TABLE, TARGETS, place
+from fdda_deploy.exporters.placement import place
+from fdda_deploy.exporters.placement_table import TABLE, TARGETS
 from fdda_deploy.quant.scheme import PRESETS, Scheme, scheme_from_name
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -37,7 +37,7 @@ def grids_of(graph: FloatGraph, placement: Placement) -> Grids:
         qmin, qmax = signed_range(point.num_bits)
         if index % 2 and point.num_bits < 8:
             qmin, qmax = 0, qmax - qmin  # the lopsided grids behind a ReLU
-        activations[point.tensor] = QParams(np.float32(3 / qmax), qmin, qmax)
+        activations[point.name] = QParams(np.float32(3 / qmax), qmin, qmax)
     weights = {}
     for point in placement.weights:
         grid = _weight_grid(held[point.initializer], point)

@@ -19,7 +19,7 @@ from fdda_deploy.engines.trt_build import BuildOptions, build_plan
 from fdda_deploy.errors import ConfigError
 from fdda_deploy.exporters.float_onnx import FloatGraph
 from fdda_deploy.exporters.half import to_half
-from fdda_deploy.exporters.placement import TABLE
+from fdda_deploy.exporters.placement_table import TABLE
 from fdda_deploy.exporters.qdq import Grids, insert_qdq
 from fdda_deploy.exporters.trt_rules import check
 from fdda_deploy.pipeline.quantization.calibrate import calibrate

@@ -21,12 +21,12 @@ from onnx import helper
 from torch import Tensor, nn
 
 from fdda_deploy.errors import ConfigError, ExportError
-from fdda_deploy.exporters.placement import TABLE, TARGETS
+from fdda_deploy.exporters.placement_table import TABLE, TARGETS
 from fdda_deploy.quant.points import ActivationPoint, Placement
 
 
 def activations_of(placement: Placement) -> dict[str, ActivationPoint]:
-    return {point.tensor: point for point in placement.activations}
+    return {point.name: point for point in placement.activations}
 
 
 def edges_of(placement: Placement) -> set[tuple[str, int]]:
@@ -132,10 +132,33 @@ def test_first_and_last_layer_keep_eight_bits_unless_asked(target):
     }
     points = activations_of(placement)
     last = next(t for t, p in points.items() if ("fc/Gemm", 0) in p.consumers)
-    assert {t for t, p in points.items() if p.num_bits == 8} == {"input", last}
+    narrow_skips = target == "ort-cpu"
+    eight = {t for t, p in points.items() if p.num_bits == 8}
+    assert {t for t in eight if points[t].row != "wide-skip"} == {"input", last}
+    assert eight == {"input", last} or not narrow_skips
     narrow = placed(graph_of(Residual), "w4a4", target, first_last_bits=3)
     assert {point.num_bits for point in narrow.weights} == {4}
-    assert {point.num_bits for point in narrow.activations} == {4}
+    wide = {point.row for point in narrow.activations if point.num_bits != 4}
+    assert wide == (set() if narrow_skips else {"wide-skip"})
+
+
+@pytest.mark.parametrize("target", ["trt", "rtx"])
+def test_a_skip_keeps_eight_bits_of_its_own_beside_a_narrow_convolution(target):
+    points = placed(graph_of(Residual), "w4a4", target).activations
+    (own, skip) = [point for point in points if point.tensor == "Relu_output"]
+    assert (own.name, own.num_bits, own.consumers) == ("Relu_output", 4, (("conv1/Conv", 0),))
+    assert (skip.name, skip.num_bits, skip.consumers) == ("Relu_output/skip", 8, (("Add", 0),))
+
+
+def test_a_skip_that_nothing_else_reads_has_the_tensors_name():
+    points = placed(graph_of(Residual), "w4a4", "trt").activations
+    alone = [p for p in points if p.row == "wide-skip" and p.tensor.endswith("Conv_output")]
+    assert [(point.part, point.num_bits) for point in alone] == [("", 8)]
+
+
+def test_one_pair_does_for_both_where_the_convolution_has_eight_bits():
+    points = placed(graph_of(Residual), "w4a8", "trt").activations
+    assert {point.part for point in points} == {""}
 
 
 def test_first_and_last_bits_never_narrow_a_wide_scheme():

@@ -21,7 +21,7 @@ from export_networks import (
 from onnx import TensorProto, numpy_helper
 from qdq_cases import METADATA, Case, case_of
 
-from fdda_deploy.exporters.placement import TARGETS
+from fdda_deploy.exporters.placement_table import TARGETS
 from fdda_deploy.exporters.qdq import insert_qdq
 from fdda_deploy.quant.affine import dequantize, fake_quant
 from fdda_deploy.quant.qparams import QParams
@@ -89,14 +89,14 @@ def test_biases_stay_float_but_those_of_gemm_for_onnx_runtime(case):
             assert case.initializers[node.input[2]].data_type == TensorProto.FLOAT
 
 
-def test_each_tensor_has_one_pair_and_all_its_consumers_read_it(case):
+def test_each_point_has_one_pair_and_all_its_consumers_read_it(case):
     counts = Counter(node.name for node in case.model.graph.node)
     assert set(counts.values()) == {1}
     readers = {node.name: node for node in case.model.graph.node}
     for point in case.placement.activations:
-        assert counts[f"{point.tensor}/QuantizeLinear"] == 1
+        assert counts[f"{point.name}/QuantizeLinear"] == 1
         for consumer, index in point.consumers:
-            assert readers[consumer].input[index] == f"{point.tensor}_dequantized"
+            assert readers[consumer].input[index] == f"{point.name}_dequantized"
     assert len(case.nodes("QuantizeLinear")) == len(case.placement.activations)
     pairs = len(case.placement.activations) + len(case.placement.weights)
     assert len(case.nodes("DequantizeLinear")) == pairs + len(case.integer_biases)
@@ -105,12 +105,12 @@ def test_each_tensor_has_one_pair_and_all_its_consumers_read_it(case):
 def test_clip_stands_before_grids_below_eight_bits_and_nowhere_else(case):
     readers = {node.name: node for node in case.model.graph.node}
     for point in case.placement.activations:
-        source = readers[f"{point.tensor}/QuantizeLinear"].input[0]
-        clip = readers.get(f"{point.tensor}/Clip")
+        source = readers[f"{point.name}/QuantizeLinear"].input[0]
+        clip = readers.get(f"{point.name}/Clip")
         assert (clip is not None) == (point.num_bits < 8)
-        assert source == (point.tensor if clip is None else f"{point.tensor}_clipped")
+        assert source == (point.tensor if clip is None else f"{point.name}_clipped")
         if clip is not None:
-            grid = case.grids.activations[point.tensor]
+            grid = case.grids.activations[point.name]
             low, high = (numpy_helper.to_array(case.initializers[name]) for name in clip.input[1:])
             assert (low, high) == (grid.low, grid.high)
 
@@ -129,7 +129,7 @@ def test_pair_with_its_clip_is_the_numpy_grid(num_bits, lopsided):
     qmin = 0 if lopsided and num_bits < 8 else -(steps + 1) // 2
     grid = QParams(np.float32(0.0207925), qmin, qmin + steps)
     grids = grids_of(graph, placement)
-    grids = dataclasses.replace(grids, activations=dict.fromkeys(grids.activations, grid))
+    grids = dataclasses.replace(grids, activations={**grids.activations, "input": grid})
     model = insert_qdq(graph.proto, placement, grids, {})
     model.graph.output[0].name = "input_dequantized"
     del model.graph.output[0].type.tensor_type.shape.dim[:]

@@ -14,7 +14,7 @@ from export_networks import (
     graph_of,
 )
 
-from fdda_deploy.exporters.placement import TARGETS
+from fdda_deploy.exporters.placement_table import TARGETS
 
 
 @pytest.mark.parametrize("kind", EVERY_NETWORK, ids=lambda kind: kind.__name__)

@@ -69,15 +69,18 @@ def integer_differences(chain: Chain, x: Tensor) -> list[Difference]:
     points = chain.network.placement.activations
     unsigned = chain.network.placement.target == "ort-cpu"
     kind = TensorProto.UINT8 if unsigned else TensorProto.INT8
-    wanted = {f"{p.tensor}_quantized": kind for p in points}
-    wanted |= {f"{p.tensor}_dequantized": TensorProto.FLOAT for p in points}
+    wanted = {f"{p.name}_quantized": kind for p in points}
+    wanted |= {f"{p.name}_dequantized": TensorProto.FLOAT for p in points}
     seen = run_onnx(showing(chain.model, wanted), x)
+    grids = chain.network.activation_qparams()
+    if not unsigned:  # biases shifted the value to where the zero-point is 0
+        for tensor, grid in grids.items():
+            seen[f"{tensor}_dequantized"] -= np.float32(grid.zero_point) * grid.scale
     tensor_of = {id(q): tensor for tensor, q in chain.network.activation_quantizers.items()}
     walk = _FedAtQuantizers(chain.network.graph_module, tensor_of, seen)
     with torch.no_grad():
         walk.run(x)
-    assert set(walk.integers) == {point.tensor for point in points}
-    grids = chain.network.activation_qparams()
+    assert set(walk.integers) == {point.name for point in points}
     zeros = {t: grids[t].zero_point + (128 if unsigned else 0) for t in walk.integers}
     return [
         _difference(t, walk.integers[t], seen[f"{t}_quantized"].astype(np.int16) - zeros[t])

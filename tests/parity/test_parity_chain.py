@@ -14,7 +14,7 @@ from parity_networks import NETWORKS, SCHEMES, chain, images
 
 from fdda_deploy.engines.trt_api import TrtApi, load_api
 from fdda_deploy.engines.trt_build import BuildOptions, build_plan
-from fdda_deploy.exporters.placement import TARGETS
+from fdda_deploy.exporters.placement_table import TARGETS
 from fdda_deploy.exporters.trt_rules import check
 from fdda_deploy.pipeline.quantization.fake_quant import (
     ActivationQuantizer,

@@ -12,10 +12,14 @@ class ActivationPoint:
     Attributes:
         tensor: ONNX tensor name.
         consumers: Pairs of (node name, input index) that read the quantized value; other consumers
-            keep reading the float tensor.
+            keep reading the float tensor, or another point's value.
         num_bits: Width of the grid, 2 to 8.
         row: The placement row that put it here (``exporters.placement``).
         storage: ``int8``, or ``fp8`` for E4M3.
+        shifted: An 8-bit grid may have any zero-point: the runtime takes it, or biases take it up.
+        part: Which of two points of one tensor this is, for instance ``/skip``; empty for the
+            tensor's own.
+        shares: Points with the same name here take one scale; empty for a scale of its own.
     """
 
     tensor: str
@@ -23,6 +27,14 @@ class ActivationPoint:
     num_bits: int
     row: str
     storage: str = "int8"
+    shifted: bool = False
+    part: str = ""
+    shares: str = ""
+
+    @property
+    def name(self) -> str:
+        """What grids, calibration records and Q/DQ nodes call it: the tensor's name and `part`."""
+        return self.tensor + self.part
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,7 @@ class WeightPoint:
         storage: ``int8``, ``int4`` where the target has such kernels, or ``fp8`` for E4M3.
         block_size: Elements along ``axis`` that share a scale; None for one scale per channel.
         depthwise: One input channel per group.
+        one_scale: One scale for all channels instead of one each.
     """
 
     initializer: str
@@ -46,6 +59,7 @@ class WeightPoint:
     storage: str = "int8"
     block_size: int | None = None
     depthwise: bool = False
+    one_scale: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch import nn
 
 from fdda_deploy.errors import CalibrationError
 from fdda_deploy.pipeline.quantization.closed_form import RoundingSettings, round_network
+from fdda_deploy.pipeline.quantization.importance import AT_ONCE
 from fdda_deploy.quant.affine import dequantize
 
 KINDS = [Plain, ChannelsLast, Sequence, Grouped, Wide, Upsampled, Shared]
@@ -151,7 +152,7 @@ def test_earlier_losses_are_made_good_only_if_asked() -> None:
     assert integers(together) != integers(alone)
 
 
-def test_progress_counts_layers() -> None:
+def test_progress_counts_images_then_layers() -> None:
     seen: list[tuple[int, int, str]] = []
     network = calibrated(Plain, "w4a8")
     round_network(
@@ -162,8 +163,10 @@ def test_progress_counts_layers() -> None:
         device=CPU,
         progress=lambda *step: seen.append(step),
     )
-    assert seen[0] == (0, 4, "weighing positions")
-    assert seen[1:] == [(n + 1, 4, "rounding weights") for n in range(4)]
+    weighed = [step for step in seen if step[2] == "weighing positions"]
+    counts = [0, *range(AT_ONCE, len(FIT), AT_ONCE), len(FIT)]
+    assert weighed == [(count, len(FIT), "weighing positions") for count in counts]
+    assert seen == weighed + [(n + 1, 4, "rounding weights") for n in range(4)]
 
 
 def test_no_image_is_refused() -> None:

@@ -113,3 +113,26 @@ def test_the_decoupled_student_takes_the_teachers_class_where_none_is_known() ->
     wanted = 16 * float(decoupled_loss(ours, theirs, target, 4.0)) + cross_entropy
     found = student_loss(ours, theirs, some, loss="dkd", temperature=4.0)
     assert float(found) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_cross_entropy_counts_images_of_which_the_teacher_is_sure_and_0_for_the_others() -> None:
+    ours, theirs = logits(1).double(), logits(2).double()
+    sure = np.exp(log_softmax(theirs.numpy()))[np.arange(7), TARGET.numpy()]
+    each = -log_softmax(ours.numpy())[np.arange(7), TARGET.numpy()]
+    easy = float(np.median(sure))
+    assert 0 < (sure >= easy).sum() < 7
+    distilled = 20 * 20**2 * float(distillation_loss(ours, theirs, 20.0))
+    found = float(student_loss(ours, theirs, TARGET, easy=easy)) - distilled
+    assert found == pytest.approx((each * (sure >= easy)).mean(), rel=1e-3)
+    assert float(student_loss(ours, theirs, TARGET, easy=1.0)) == pytest.approx(distilled, rel=1e-6)
+
+
+def test_difficult_images_leave_parts_of_a_batch_adding_up() -> None:
+    ours, theirs = logits(1), logits(2)
+    whole = float(student_loss(ours, theirs, TARGET, easy=0.3))
+    parts = [(slice(0, 3), 3 / 7), (slice(3, 7), 4 / 7)]
+    added = sum(
+        float(student_loss(ours[at], theirs[at], TARGET[at], easy=0.3, parts=(share, share)))
+        for at, share in parts
+    )
+    assert added == pytest.approx(whole, rel=1e-5)

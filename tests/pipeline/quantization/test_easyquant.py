@@ -93,7 +93,7 @@ def test_a_weight_with_two_readers_keeps_its_scales(monkeypatch: pytest.MonkeyPa
 def test_a_quantizer_that_stands_in_two_places_keeps_its_scale(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    network = calibrated(Plain, "w4a4")
+    network = calibrated(Plain, "w4a8")
     graph = network.graph_module.graph
     call = next(
         n

@@ -38,7 +38,8 @@ def input_of(network: QuantNetwork, quantizer: ActivationQuantizer, batch: Tenso
 
 def put_on_a_tie(network: QuantNetwork, batch: Tensor) -> ActivationQuantizer:
     """Moves one scale so that the most common positive value rounds on the edge of 6.5 steps."""
-    quantizer = list(network.activation_quantizers.values())[2]
+    narrow = [p.name for p in network.placement.activations if p.row == "weighted-input"]
+    quantizer = network.activation_quantizers[narrow[2]]
     x = input_of(network, quantizer, batch)
     values, counts = torch.unique(x[x > 0.1], return_counts=True)
     common = float(values[counts.argmax()])

@@ -15,6 +15,7 @@ from report_sample import full_report, sample_images
 
 from fdda_deploy.pipeline.report.contact_sheet import contact_sheet_png
 from fdda_deploy.pipeline.report.html import render_html
+from fdda_deploy.pipeline.report.schema import Report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -46,6 +47,9 @@ addEventListener("load", () => {
     && element.getBoundingClientRect().right > PHONE + 1);
   document.getElementById("out").textContent = JSON.stringify({
     phone: wide(phone), desktop: wide(desktop),
+    sideways: [...desktop.querySelectorAll(".scroll")]
+      .filter((element) => element.scrollWidth > element.clientWidth)
+      .map((element) => element.getAttribute("aria-label")),
     cut: cut.map((element) => element.tagName + " " + element.className),
     names: steps(0), output: steps(5),
     buttons: desktop.querySelectorAll("thead button").length,
@@ -62,15 +66,33 @@ def chromium(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
     flags += [f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--no-first-run"]
     return subprocess.run(
-        [CHROMIUM, *flags, *arguments], capture_output=True, text=True, check=True, timeout=60
+        [CHROMIUM, *flags, *arguments], capture_output=True, text=True, check=True, timeout=600
     )
+
+
+def wordy_report() -> Report:
+    """The report, with names and words as long as those of a real mobilenet_v2."""
+    report = full_report()
+    assert report["accuracy"] is not None
+    for part in (report["accuracy"]["float"], report["accuracy"]["quantized"]):
+        part["runs_on"] = "ONNX Runtime 1.31.1, CPU, 1 thread, optimizations none"
+    times = report["bench"]["cpu"]
+    assert times is not None
+    times |= {"what": "model.qdq.onnx, ONNX Runtime on the CPU", "images_per_s": 1234.5}
+    times["latency_ms"] = dict.fromkeys(times["latency_ms"], 123.456)
+    report["diagnosis"][0] |= {
+        "node": "features.17.conv.0.0/Conv",
+        "tensor": "features.16.conv.1.2/Clip_output",
+        "option": "more images with --calib-data, or --observer minmax",
+    }
+    return report
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("page") / "report.html"
     png = contact_sheet_png(sample_images(24), [n % 10 for n in range(24)], None)
-    file.write_text(render_html(full_report(), contact_sheet_png=png), encoding="utf-8")
+    file.write_text(render_html(wordy_report(), contact_sheet_png=png), encoding="utf-8")
     return file
 
 
@@ -97,6 +119,10 @@ def test_nothing_but_a_table_or_a_picture_is_wider_than_a_phone(
     assert seen[0]["phone"] <= PHONE_PX
     assert seen[0]["cut"] == []
     assert seen[0]["desktop"] <= DESKTOP_PX
+
+
+def test_no_table_scrolls_sideways_on_a_desk(seen: tuple[dict[str, Any], str]) -> None:
+    assert seen[0]["sideways"] == []
 
 
 def test_a_heading_sorts_up_then_down_then_back(seen: tuple[dict[str, Any], str]) -> None:

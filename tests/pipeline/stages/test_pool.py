@@ -58,7 +58,7 @@ def pool(folder: Path, real: int, made: int, seed: int = 0) -> Pool:
         (10, 40, "real", (10, 0)),
         (10, 40, "synthetic", (0, 40)),
         (10, 0, "both", (10, 0)),
-        (700, 600, "both", (MOST_CALIBRATION_IMAGES, MOST_CALIBRATION_IMAGES)),
+        (700, 600, "both", (MOST_CALIBRATION_IMAGES["small"], MOST_CALIBRATION_IMAGES["small"])),
     ],
 )
 def test_counts_follow_what_is_asked_and_there(
@@ -71,6 +71,12 @@ def test_counts_follow_what_is_asked_and_there(
     seen = numbers(torch.cat(batches))
     assert (sum(n < 1000 for n in seen), sum(n >= 1000 for n in seen)) == wanted
     assert len(set(seen)) == len(seen)
+
+
+def test_of_large_images_fewer_set_the_ranges():
+    wide = torch.zeros(1, 1, 1, 1).expand(600, 1, 65, 65)
+    found = Pool(None, (wide, torch.zeros(600, dtype=torch.int64)), 0)
+    assert found.calibration_counts("auto") == (0, MOST_CALIBRATION_IMAGES["large"])
 
 
 @pytest.mark.parametrize(("real", "made", "asked"), [(10, 0, "synthetic"), (0, 40, "real")])

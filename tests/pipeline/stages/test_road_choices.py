@@ -161,11 +161,11 @@ def test_parameters_that_onnx_folds_still_agree_after_fine_tuning(
         scheme="w4a4",
         effort="none",
         finetune_steps=40,
-        overrides={"student_lr": 1e-4, "student_alpha": 20.0},
+        overrides={"student_lr": 1e-5, "student_alpha": 20.0},
     )
     report = build(config).report
     assert report is not None
-    assert report["finetune"]["kept"]
+    assert report["finetune"]["kept"], report["finetune"]["reason"]
     assert report["parity"]["relative_l2"] < 1e-4
 
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 from road_networks import own
 
-from fdda_deploy.calib_cache.store import load_any
+from fdda_deploy.calib_cache.store import load_any, load_record
 from fdda_deploy.exporters.table_to_qdq import Applied, apply_table
 from fdda_deploy.pipeline.run import build
 
@@ -18,18 +18,29 @@ PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
 @pytest.fixture(scope="module")
-def twins(
-    input_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[onnx.ModelProto, Applied]:
-    """The Q/DQ graph of a build, and the one that its table and its float graph give."""
+def built(input_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a build."""
     out = tmp_path_factory.mktemp("twins") / "out"
     images = str(input_folder / "calib.npz")
     config = own(input_folder, out, scheme="w8a8", calib_data=images, target="trt")
     build(config, until="export")
-    form, record = load_any(out / "calibration.cache")
+    return out
+
+
+@pytest.fixture(scope="module")
+def twins(built: Path) -> tuple[onnx.ModelProto, Applied]:
+    """The Q/DQ graph of a build, and the one that its table and its float graph give."""
+    form, record = load_any(built / "calibration.cache")
     assert form == "trt"
-    applied = apply_table(record, onnx.load(out / "model.fp32.onnx"), "trt")
-    return onnx.load(out / "model.qdq.onnx"), applied
+    applied = apply_table(record, onnx.load(built / "model.fp32.onnx"), "trt")
+    return onnx.load(built / "model.qdq.onnx"), applied
+
+
+@pytest.fixture(scope="module")
+def shifted(built: Path) -> set[str]:
+    """Tensors with a zero-point in the build, which a table cannot hold: it has one scale each."""
+    record = load_record(built / "calibration.json")
+    return {name for name, tensor in record.tensors.items() if tensor.qparams.zero_point != 0}
 
 
 def activation_pairs(model: onnx.ModelProto) -> list[bytes]:
@@ -49,26 +60,52 @@ def test_the_pairs_stand_at_the_same_tensors_under_the_same_names(
     assert len(activation_pairs(built)) >= 2
 
 
-def test_their_scales_are_the_same_bit_for_bit(twins: tuple[onnx.ModelProto, Applied]) -> None:
-    built, applied = twins
+def test_their_scales_are_the_same_bit_for_bit(
+    twins: tuple[onnx.ModelProto, Applied], shifted: set[str]
+) -> None:
     ours, again = (
         {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-        for model in (built, applied.model)
+        for model in (twins[0], twins[1].model)
     )
-    for tensor in applied.taken:
-        for part in ("scale", "zero_point"):
-            assert again[f"{tensor}_{part}"].tobytes() == ours[f"{tensor}_{part}"].tobytes()
+    assert set(twins[1].taken) - shifted
+    for tensor in twins[1].taken:
+        assert again[f"{tensor}_zero_point"].tobytes() == ours[f"{tensor}_zero_point"].tobytes()
+        if tensor not in shifted:
+            assert again[f"{tensor}_scale"].tobytes() == ours[f"{tensor}_scale"].tobytes()
+
+
+def test_of_a_tensor_with_a_zero_point_the_table_has_the_symmetric_scale(
+    twins: tuple[onnx.ModelProto, Applied], shifted: set[str]
+) -> None:
+    ours, again = (
+        {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+        for model in (twins[0], twins[1].model)
+    )
+    assert shifted
+    for tensor in shifted:  # behind a ReLU: 255 steps from 0 up, of which the table keeps 127
+        ratio = float(again[f"{tensor}_scale"] / ours[f"{tensor}_scale"])
+        assert ratio == pytest.approx(255 / 127)
 
 
 def test_every_other_node_reads_and_makes_the_same_tensors(
-    twins: tuple[onnx.ModelProto, Applied],
+    twins: tuple[onnx.ModelProto, Applied], shifted: set[str]
 ) -> None:
-    built, applied = twins
-    wiring = [
-        [(node.op_type, list(node.input), list(node.output)) for node in model.graph.node]
-        for model in (built, applied.model)
-    ]
-    assert wiring[0] == wiring[1]
+    """But for rectifiers that the zero-point made superfluous."""
+    saturated = {
+        node.input[0]: node.output[0]
+        for node in twins[1].model.graph.node
+        if node.op_type == "Relu" and node.output[0] in shifted
+    }
+    assert len(saturated) == len(shifted)
+    ours, again = (
+        [
+            (node.op_type, list(node.input), [saturated.get(t, t) for t in node.output])
+            for node in model.graph.node
+            if not (node.op_type == "Relu" and node.input[0] in saturated)
+        ]
+        for model in (twins[0], twins[1].model)
+    )
+    assert ours == again
 
 
 def test_nothing_of_the_table_is_left_over(twins: tuple[onnx.ModelProto, Applied]) -> None:
