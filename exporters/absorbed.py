@@ -39,7 +39,8 @@ def absorb_zero_points(
         ExportError: A zero-point that no bias can take up (`zero_points.Absorbers`).
     """
     grids = dict(activations)
-    shifted = [p for p in placement.activations if p.name in grids and _zero(grids[p.name])]
+    moved = {name for name, grid in grids.items() if grid.zero_point != 0}
+    shifted = [point for point in placement.activations if point.name in moved]
     if not shifted:
         return grids
     view = FloatView(graph)
@@ -62,16 +63,12 @@ def absorb_zero_points(
             x_deq = dequantize(*weights[entry.weight]).astype(np.float64)
             others = tuple(axis for axis in range(x_deq.ndim) if axis != entry.axis)
             shifter.raise_bias(name, -shift * x_deq.sum(axis=others))
-        for _, other in absorption.additions:
+        for other in absorption.beside:
             shifter.raise_bias(other, np.float64(-shift))
         shifter.move_clips(absorption, grid, shift)
         grids[point.name] = dataclasses.replace(grid, zero_point=0)
     shifter.finish()
     return grids
-
-
-def _zero(qparams: QParams) -> bool:
-    return qparams.zero_point != 0
 
 
 class _Shifter:

@@ -19,13 +19,11 @@ from onnx import helper, numpy_helper
 
 from fdda_deploy.errors import ExportError
 from fdda_deploy.exporters import names
-from fdda_deploy.exporters.absorbed import absorb_zero_points
+from fdda_deploy.exporters.absorbed import IntegerWeight, absorb_zero_points
 from fdda_deploy.exporters.onnx_runtime_cpu import integer_biases, uint8_zero_point
 from fdda_deploy.exporters.stored import stored
 from fdda_deploy.quant.points import ActivationPoint, Placement, WeightPoint
 from fdda_deploy.quant.qparams import QParams
-
-IntegerWeight = tuple[npt.NDArray[np.int8], QParams]
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ from fdda_deploy.calib_cache.record import CalibrationRecord
 from fdda_deploy.calib_cache.record_json import shown
 from fdda_deploy.errors import CalibrationError, ExportError
 from fdda_deploy.exporters import names, trt_rules
+from fdda_deploy.exporters.absorbed import IntegerWeight
 from fdda_deploy.exporters.float_view import FloatView
 from fdda_deploy.exporters.foreign_float import prepared
 from fdda_deploy.exporters.known_ranges import VIEWS, known_bounds
 from fdda_deploy.exporters.norm_folding import read_by_bodies
 from fdda_deploy.exporters.placement import place
-from fdda_deploy.exporters.qdq import Grids, IntegerWeight, insert_qdq
+from fdda_deploy.exporters.qdq import Grids, insert_qdq
 from fdda_deploy.quant.affine import qparams_from_amax, quantize
 from fdda_deploy.quant.points import Placement, WeightPoint
 from fdda_deploy.quant.qparams import QParams

@@ -33,14 +33,14 @@ class Absorption:
         maker: Node whose bias takes the shift.
         clips: Activation functions between the maker and the tensor, whose bounds move with it.
         layers: Nodes that multiply the tensor and take the shift from their biases.
-        additions: Nodes that add to the tensor, each with the maker of its other operand, whose
-            bias takes the shift back.
+        beside: Layers that make the other operand of an addition, whose biases take the shift
+            back; one for each addition that reads the tensor.
     """
 
     maker: str
     clips: tuple[str, ...]
     layers: tuple[str, ...]
-    additions: tuple[tuple[str, str], ...]
+    beside: tuple[str, ...]
 
 
 class Absorbers:
@@ -70,17 +70,17 @@ class Absorbers:
         if path is None or tensor in self._outputs:
             return None
         layers: list[str] = []
-        additions: list[tuple[str, str]] = []
+        beside: list[str] = []
         for name, index in consumers:
             node = self._nodes[name]
             if index == 0 and name in self._quantized and self._takes_shift(node):
                 layers.append(name)
             elif node.op_type == "Add" and (other := self._beside(node, index)):
-                additions.append((name, other))
+                beside.append(other)
             else:
                 return None
         maker, clips = path
-        return Absorption(maker, clips, tuple(layers), tuple(additions))
+        return Absorption(maker, clips, tuple(layers), tuple(beside))
 
     def _path(self, tensor: str) -> tuple[str, tuple[str, ...]] | None:
         """Follows ``tensor`` back to the layer that makes it, past the clips that stand between.

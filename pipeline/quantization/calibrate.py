@@ -73,9 +73,8 @@ def calibrate(
         raise CalibrationError(
             "no calibration image. Give --calib-data, or let images be synthesized."
         )
-    bits = {point.name: point.num_bits for point in network.placement.activations}
     for name, quantizer in quantizers.items():
-        quantizer.set_qparams(observers[name].qparams(bits[name]))
+        quantizer.set_qparams(observers[name].qparams(points[name].num_bits))
     share_scales(network)
 
 

@@ -29,8 +29,8 @@ _SUMS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor, operator.add)
 @torch.no_grad()
 def center_channels(
     graph_module: fx.GraphModule, groups: Iterable[ChannelGroup], spans: dict[str, Span]
-) -> int:
-    """Centers the channels that layers read, in place; returns of how many groups.
+) -> None:
+    """Centers the channels that layers read, in place.
 
     In a residual chain each sum is centered by the layer that was added last. The network computes
     what it did, up to rounding. Left alone are groups with anything but layers and sums, with a
@@ -41,7 +41,6 @@ def center_channels(
         groups: Its `ChannelGroup` objects.
         spans: Range of each tensor that a layer reads, by node name; updated for those that move.
     """
-    count = 0
     for group in groups:
         if not _movable(group):
             continue
@@ -59,8 +58,6 @@ def center_channels(
             if node.name in spans:
                 low, high = spans[node.name]
                 spans[node.name] = low - offsets[node], high - offsets[node]
-        count += 1
-    return count
 
 
 def _movable(group: ChannelGroup) -> bool:

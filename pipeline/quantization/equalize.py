@@ -20,7 +20,7 @@ from fdda_deploy.pipeline.quantization.channel_groups import (
     is_layer,
     parameter_of,
 )
-from fdda_deploy.pipeline.quantization.row_factors import row_factors, tensor_factors
+from fdda_deploy.pipeline.quantization.row_factors import MOST, row_factors, tensor_factors
 
 REACH = 2.3
 """Half-normal values are best clipped at 2.2 m4 for 4 bits (ACIQ, Banner et al., arXiv 1810.05723,
@@ -29,8 +29,6 @@ mobilenet_v2 at w4a4, 300 images, KL of others after rounding: 1.06 without, 0.8
 2.3, 0.78 at 3.2."""
 CLIPS_BELOW = 6
 """Bits of activations below which clipping pays."""
-MOST = 1000.0
-"""No channel is brought further than this towards the target: a rounding error is not a signal."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from fdda_deploy.pipeline.quantization.channel_groups import ChannelGroup, parameter_of
 
 MOST = 1000.0
-"""No factor is larger: a rounding error is not a signal."""
+"""No factor of any equalisation is larger: a rounding error is not a signal."""
 _CLIPPED = 0.999
 """Share of a clip's bound from which on a channel counts as clipped."""
 

@@ -43,6 +43,10 @@ def shifted(built: Path) -> set[str]:
     return {name for name, tensor in record.tensors.items() if tensor.qparams.zero_point != 0}
 
 
+def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
 def activation_pairs(model: onnx.ModelProto) -> list[bytes]:
     weights = {tensor.name for tensor in model.graph.initializer}
     return [
@@ -63,10 +67,7 @@ def test_the_pairs_stand_at_the_same_tensors_under_the_same_names(
 def test_their_scales_are_the_same_bit_for_bit(
     twins: tuple[onnx.ModelProto, Applied], shifted: set[str]
 ) -> None:
-    ours, again = (
-        {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-        for model in (twins[0], twins[1].model)
-    )
+    ours, again = constants(twins[0]), constants(twins[1].model)
     assert set(twins[1].taken) - shifted
     for tensor in twins[1].taken:
         assert again[f"{tensor}_zero_point"].tobytes() == ours[f"{tensor}_zero_point"].tobytes()
@@ -77,10 +78,7 @@ def test_their_scales_are_the_same_bit_for_bit(
 def test_of_a_tensor_with_a_zero_point_the_table_has_the_symmetric_scale(
     twins: tuple[onnx.ModelProto, Applied], shifted: set[str]
 ) -> None:
-    ours, again = (
-        {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-        for model in (twins[0], twins[1].model)
-    )
+    ours, again = constants(twins[0]), constants(twins[1].model)
     assert shifted
     for tensor in shifted:  # behind a ReLU: 255 steps from 0 up, of which the table keeps 127
         ratio = float(again[f"{tensor}_scale"] / ours[f"{tensor}_scale"])
