@@ -23,6 +23,7 @@ from torch import fx
 
 from fdda_deploy.errors import ExportError
 from fdda_deploy.exporters import names
+from fdda_deploy.exporters.functional import functional
 from fdda_deploy.exporters.tidy import drop_made_up_biases, freeze_computed, tidy
 
 OPSET = 21
@@ -71,7 +72,7 @@ def export_float(folded: fx.GraphModule, image_shape: tuple[int, int, int]) -> F
     with _quiet():
         try:
             program = torch.export.export(
-                folded, (example,), dynamic_shapes=({0: batch},), strict=False
+                functional(folded), (example,), dynamic_shapes=({0: batch},), strict=False
             )
             exported = torch.onnx.export(
                 program,
