@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fdda_deploy.pipeline.allocator import return_freed_memory
-from fdda_deploy.pipeline.quantization.patches import LayerShape, Positions
+from fdda_deploy.pipeline.quantization.patches import LayerShape, Positions, output_rows
 
 AT_ONCE = 4
 """Images that are differentiated together: all their activations are held."""
@@ -111,21 +111,23 @@ class _Watch(fx.Interpreter):
         return result
 
     def _sampled(self, name: str, grad: Tensor) -> Tensor:
-        shape, square = self._shapes[name], grad.square()
-        if shape.spatial_dims:
-            energy = square.reshape(self._count, shape.groups, -1, square[0, 0].numel()).sum(2)
-        else:
-            energy = square.sum(-1).reshape(self._count, 1, -1)
-        rows = _normalized(energy).transpose(0, 1).flatten(1)
-        each = energy.shape[2]
-        return rows[:, self._positions.of(name, self._first, self._count, each)].half().cpu()
+        """Returns the shares ``(groups, samples)`` at the layer's positions, float16 on the CPU."""
+        shape = self._shapes[name]
+        each = grad[0].numel() // shape.weight[0]
+        positions = self._positions.of(name, self._first, self._count, each)
+        # Only what is sampled is squared and divided: the maps themselves are millions of numbers.
+        energy = output_rows(grad, shape, positions).square_().sum(2)
+        norm = torch.linalg.vector_norm(grad, dim=tuple(range(1, grad.ndim))).double()
+        mean = norm.square() / (shape.groups * each)
+        return _normalized(energy, mean).half().cpu()
 
 
-def _normalized(energy: Tensor) -> Tensor:
-    """Returns ``(N, groups, positions)`` with mean 1 over each image; images of nothing, all 1.
+def _normalized(energy: Tensor, mean: Tensor) -> Tensor:
+    """Returns ``energy`` ``(groups, samples)`` over its image's mean; images of nothing, all 1.
 
     No position counts more than 1e4 times the mean: float16 ends at 6.5e4.
     """
-    mean = energy.double().mean(dim=(1, 2), keepdim=True)
-    share = torch.where(mean > 0, energy / mean.clamp_min(torch.finfo(torch.float64).tiny), 1.0)
-    return torch.nan_to_num(share, nan=1.0).clamp_max(1e4)
+    by_image = energy.double().reshape(len(energy), len(mean), -1)
+    mean = mean[:, None]
+    share = torch.where(mean > 0, by_image / mean.clamp_min(torch.finfo(torch.float64).tiny), 1.0)
+    return torch.nan_to_num(share, nan=1.0).clamp_max(1e4).flatten(1)

@@ -183,7 +183,8 @@ def input_rows(x: Tensor, output_size: torch.Size, shape: LayerShape, positions:
     z = (columns * shape.stride[1])[:, None, None] + taps_w
     taken: Tensor = padded.permute(0, 2, 3, 1)[image[:, None, None], y, z]  # (positions, kh, kw, C)
     grouped = taken.reshape(*taken.shape[:3], shape.groups, -1).permute(3, 0, 4, 1, 2)
-    return grouped.reshape(shape.groups, len(taken), -1)
+    # Batched products of a strided view take five times as long as of a copy.
+    return grouped.reshape(shape.groups, len(taken), -1).contiguous()
 
 
 def _pair(value: Any, dims: int, fill: int, neutral: int) -> tuple[int, int]:
