@@ -20,13 +20,9 @@ from fdda_deploy.pipeline.quantization.channel_groups import (
     is_layer,
     parameter_of,
 )
+from fdda_deploy.pipeline.quantization.clipping import ChannelSample, best_clips
 from fdda_deploy.pipeline.quantization.row_factors import MOST, row_factors, tensor_factors
 
-REACH = 2.3
-"""Half-normal values are best clipped at 2.2 m4 for 4 bits (ACIQ, Banner et al., arXiv 1810.05723,
-section 3: 2.93 standard deviations for 5 bits, the positive half of which is 4 bits). On
-mobilenet_v2 at w4a4, 300 images, KL of others after rounding: 1.06 without, 0.87 at 1.8, 0.69 at
-2.3, 0.78 at 3.2."""
 CLIPS_BELOW = 6
 """Bits of activations below which clipping pays."""
 
@@ -62,10 +58,10 @@ def equalize(
     layers that make it times ``a_c``, columns of those that read it divided by it, so that the
     network computes what it did, up to rounding. ``max_c`` is its largest absolute value on the
     images, ``target`` the largest ``max_c``. Below 6 bits a channel's largest values are not worth
-    their steps: there ``max_c`` is at most ``REACH m4``, m4 the fourth root of the channel's mean
-    fourth power, and what exceeds it is clipped. This is cross-layer equalization (Nagel et al.,
-    arXiv 1906.04721, section 4.1) towards the activation quantizer instead of the other weight,
-    with the exponent of SmoothQuant (Xiao et al., arXiv 2211.10438, eq. 4).
+    their steps: there ``max_c`` is at most where the channel by itself is best clipped
+    (`clipping.best_clips`), and what exceeds it is clipped. This is cross-layer equalization (Nagel
+    et al., arXiv 1906.04721, section 4.1) towards the activation quantizer instead of the other
+    weight, with the exponent of SmoothQuant (Xiao et al., arXiv 2211.10438, eq. 4).
 
     Ours is what follows. Tensors joined by additions share their factors. Where every reader is
     depthwise, the per-channel scale of its weight takes the inverse at no cost, so the exponent may
@@ -96,7 +92,8 @@ def equalize(
         raise ConfigError(
             f"center: not with {act_bits}-bit activations; want {CLIPS_BELOW} or more."
         )
-    measured = _measure(graph_module, images_batches, clips=act_bits < CLIPS_BELOW)
+    clip_bits = act_bits if act_bits < CLIPS_BELOW else None
+    measured = _measure(graph_module, images_batches, clip_bits)
     num_groups, tensors = 0, []
     groups = find_channel_groups(graph_module, measured.shapes)
     if center:
@@ -127,30 +124,36 @@ def _require_exponents(**exponents: float) -> None:
 class _Measure(fx.Interpreter):
     """Runs a graph and keeps shapes, and the range of each channel."""
 
-    def __init__(self, module: fx.GraphModule, *, clips: bool) -> None:
+    def __init__(self, module: fx.GraphModule, clip_bits: int | None) -> None:
         super().__init__(module)
         self.shapes: dict[str, torch.Size] = {}
         self.num_images = 0
-        self._clips = clips
         self.spans: dict[str, Span] = {}
-        self._fourth: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        self._clip_bits = clip_bits
+        self._samples: dict[str, ChannelSample] = defaultdict(ChannelSample)
+        self._worth: dict[str, Tensor] = {}
+
+    def finish(self) -> None:
+        """Turns the samples into what is worth its steps; call after the last image."""
+        while self._samples:
+            name, sample = self._samples.popitem()
+            assert self._clip_bits is not None
+            self._worth[name] = best_clips(sample.values(), self._clip_bits)
 
     def ranges(self) -> dict[str, Tensor]:
         """Returns ``max_c`` ``(C,)`` by tensor: the largest value, or what is worth its steps."""
         amax = {name: torch.maximum(high, -low) for name, (low, high) in self.spans.items()}
-        if not self._clips:
-            return amax
-        return {
-            name: largest.minimum(REACH * (self._fourth[name] / self.num_images).pow(0.25))
-            for name, largest in amax.items()
-        }
+        # A channel that gave nothing where it was sampled keeps its largest value.
+        worth = {name: clip.where(clip > 0, amax[name]) for name, clip in self._worth.items()}
+        return amax | {name: amax[name].minimum(clip) for name, clip in worth.items()}
 
     def rescale(self, group: ChannelGroup, factors: Tensor) -> None:
         """Takes in that the channels of a group were multiplied by ``factors`` ``(C,)``."""
         for name in (node.name for node in group.tensors if node.name in self.spans):
             low, high = self.spans[name]
             self.spans[name] = low * factors, high * factors
-            self._fourth[name] = self._fourth[name] * factors.pow(4)
+            if name in self._worth:
+                self._worth[name] = self._worth[name] * factors
 
     def run_node(self, n: fx.Node) -> Any:  # the interpreter's own signature
         result = super().run_node(n)
@@ -171,23 +174,20 @@ class _Measure(fx.Interpreter):
             )
         seen_low, seen_high = self.spans.get(node.name, (low, high))
         self.spans[node.name] = torch.minimum(seen_low, low), torch.maximum(seen_high, high)
-        if self._clips:
-            self._fourth[node.name] = self._fourth[node.name] + len(x) * _fourth_moment(x, rest)
-
-
-def _fourth_moment(x: Tensor, axes: list[int]) -> Tensor:
-    return x.square().square_().mean(axes)
+        if self._clip_bits is not None:
+            self._samples[node.name].add(x)
 
 
 def _measure(
-    graph_module: fx.GraphModule, images_batches: Iterable[Tensor], *, clips: bool
+    graph_module: fx.GraphModule, images_batches: Iterable[Tensor], clip_bits: int | None
 ) -> _Measure:
-    walk = _Measure(graph_module, clips=clips)
+    walk = _Measure(graph_module, clip_bits)
     for batch in images_batches:
         walk.run(batch)
         walk.num_images += len(batch)
     if not walk.num_images:
         raise CalibrationError("no images to measure channels on. Give at least one batch.")
+    walk.finish()
     return walk
 
 

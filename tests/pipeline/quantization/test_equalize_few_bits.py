@@ -9,7 +9,8 @@ import torch
 from equalize_networks import Inverted, Multilayer, batches, uneven
 from torch import Tensor, fx
 
-from fdda_deploy.pipeline.quantization.equalize import CLIPS_BELOW, MOST, REACH, equalize
+from fdda_deploy.pipeline.quantization.clipping import ChannelSample, best_clips
+from fdda_deploy.pipeline.quantization.equalize import CLIPS_BELOW, MOST, equalize
 
 
 def activation(graph: fx.GraphModule, name: str, x: Tensor) -> Tensor:
@@ -27,11 +28,10 @@ def activation(graph: fx.GraphModule, name: str, x: Tensor) -> Tensor:
 
 
 def worth(graph: fx.GraphModule, name: str, x: Tensor) -> Tensor:
-    """REACH times the fourth root of each channel's mean fourth power, at most its maximum."""
-    values = activation(graph, name, x).double()
-    rest = [axis for axis in range(values.ndim) if axis != 1]
-    moment = REACH * values.pow(4).mean(rest).pow(0.25)
-    return moment.minimum(values.abs().amax(rest)).float()
+    """Where each channel is best clipped at 4 bits, of what `equalize` samples of it."""
+    sample = ChannelSample()
+    sample.add(activation(graph, name, x))
+    return best_clips(sample.values(), 4)
 
 
 def equalized(graph: fx.GraphModule, bits: int, given: list[Tensor], dense: float = 1.0):
@@ -46,9 +46,8 @@ def test_channels_come_to_one_worth_instead_of_one_maximum():
     after = worth(equalized(graph, 4, batches()), "relu", x)
     alive = before > before.max() / MOST
     assert alive.sum() > 3
-    torch.testing.assert_close(
-        after[alive], before.max().expand(int(alive.sum())), rtol=1e-4, atol=0
-    )
+    wanted = before.max().expand(int(alive.sum()))
+    torch.testing.assert_close(after[alive], wanted, rtol=1e-2, atol=0)  # samples have three digits
 
 
 def test_the_function_stays_where_nothing_clips():
