@@ -23,7 +23,7 @@ from torch import fx
 
 from fdda_deploy.errors import ExportError
 from fdda_deploy.exporters import names
-from fdda_deploy.exporters.functional import functional
+from fdda_deploy.exporters.functional import make_functional
 from fdda_deploy.exporters.tidy import drop_made_up_biases, freeze_computed, tidy
 
 OPSET = 21
@@ -58,7 +58,7 @@ class FloatGraph:
 
 
 def export_float(folded: fx.GraphModule, image_shape: tuple[int, int, int]) -> FloatGraph:
-    """Returns the float ONNX graph of a folded network.
+    """Returns the float ONNX graph of a folded network, whose operators are made functional.
 
     Raises:
         ExportError: An operator has no ONNX translation (named with its module path), or the graph
@@ -69,10 +69,11 @@ def export_float(folded: fx.GraphModule, image_shape: tuple[int, int, int]) -> F
     example = torch.zeros(TRACE_BATCH, *image_shape, device=device)
     batch = torch.export.Dim("batch", min=1)
     program: torch.export.ExportedProgram | None = None
+    make_functional(folded)
     with _quiet():
         try:
             program = torch.export.export(
-                functional(folded), (example,), dynamic_shapes=({0: batch},), strict=False
+                folded, (example,), dynamic_shapes=({0: batch},), strict=False
             )
             exported = torch.onnx.export(
                 program,

@@ -6,24 +6,21 @@ symbolic batch: for the 35 ReLU6 of mobilenet_v2 that was more than half of the 
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import fx
 
 
-def functional(module: fx.GraphModule) -> fx.GraphModule:
-    """Returns the graph with in-place operators made functional; parameters are shared.
+def make_functional(module: fx.GraphModule) -> None:
+    """Makes the in-place operators of a graph functional, in place; it computes what it did.
 
     Left as they are: operators on a tensor that another node reads, or that may be a view, whose
     base would miss the change; and those without a twin that takes the same arguments.
     """
-    graph = copy.deepcopy(module.graph)
-    for node in graph.nodes:
+    for node in module.graph.nodes:
         twin = _twin(node)
         if twin is not None and _alone_sees(node):
             node.target = twin
-    return fx.GraphModule(module, graph)
+    module.recompile()
 
 
 def _twin(node: fx.Node) -> torch._ops.OpOverload | None:
