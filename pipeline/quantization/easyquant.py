@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from fdda_deploy.pipeline.network import Progress
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.fake_quant import ActivationQuantizer, WeightQuantizer
-from fdda_deploy.pipeline.quantization.finetune import divergence
+from fdda_deploy.pipeline.quantization.judge import Judge
 from fdda_deploy.pipeline.quantization.patches import (
     LayerShape,
     input_rows,
@@ -101,13 +101,14 @@ def search_scales(
     """
     network.to(device)
     float_module.to(device)
-    before = divergence(network, float_module, held_out, device)
+    judge = Judge(float_module, held_out, device)
+    before = judge(network)
     acts = network.activation_qparams()
     weights = {point: network.weight_qparams(point) for point in network.placement.weights}
     x, generator = images.to(device), torch.Generator().manual_seed(seed)
     search = _Search(network.graph_module, _layers(network), generator, progress)
     search.run(x)
-    after = divergence(network, float_module, held_out, device)
+    after = judge(network)
     kept = after < before
     if not kept:
         for name, qparams in acts.items():

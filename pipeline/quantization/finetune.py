@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fdda_deploy.errors import ConfigError
-from fdda_deploy.pipeline.allocator import batch_that_fits_cache
 from fdda_deploy.pipeline.distributed import ALONE, Ranks
 from fdda_deploy.pipeline.network import Progress
 from fdda_deploy.pipeline.quantization.augmentation import augmented
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
-from fdda_deploy.pipeline.quantization.distillation import LOSSES, distillation_loss
+from fdda_deploy.pipeline.quantization.distillation import LOSSES
 from fdda_deploy.pipeline.quantization.fixed_integers import FixedIntegers
+from fdda_deploy.pipeline.quantization.judge import Judge
 from fdda_deploy.pipeline.quantization.micro_batches import backward_in_parts, images_at_once
 from fdda_deploy.pipeline.quantization.same_start import start_alike
 from fdda_deploy.pipeline.quantization.student_objective import student_objective
@@ -168,7 +168,8 @@ def finetune(
     teacher = teacher.to(device).eval()
     start_alike(network, ranks)
     start = snapshot(network)
-    before = divergence(network, teacher, held_out, device)
+    judge = Judge(teacher, held_out, device)
+    before = judge(network)
     generator = torch.Generator().manual_seed(seed)
     fixed = FixedIntegers(network) if settings.trainable == "scales-and-biases" else None
     try:
@@ -177,7 +178,7 @@ def finetune(
         losses, at_once = _train(
             network, teacher, draws, settings, generator, fixed, progress, ranks
         )
-        after = divergence(network, teacher, held_out, device)
+        after = judge(network)
     finally:
         network.requires_grad_(False)
         if fixed is not None:
@@ -236,18 +237,6 @@ def _train(
         if step % CHECK_EVERY == CHECK_EVERY - 1 and not math.isfinite(float(losses[-1])):
             break
     return losses, at_once
-
-
-@torch.no_grad()
-def divergence(
-    network: nn.Module, teacher: nn.Module, images: Tensor, device: torch.device
-) -> float:
-    """Returns the mean KL(teacher || student) at temperature 1 over ``images``, in nats."""
-    total = 0.0
-    for batch in torch.split(images, batch_that_fits_cache(images.shape)):
-        x = batch.to(device)
-        total += float(distillation_loss(network(x), teacher(x), 1.0)) * len(batch)
-    return total / max(1, len(images))
 
 
 def _batch(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
-from fdda_deploy.pipeline.quantization.finetune import divergence
+from fdda_deploy.pipeline.quantization.judge import Judge
 from fdda_deploy.pipeline.quantization.weight_reshaping import restore, snapshot
 from fdda_deploy.pipeline.stages.context import RunContext
 from fdda_deploy.pipeline.workspace import Json
@@ -26,10 +26,11 @@ def kept_if_better(
         number; and what ``change`` returned.
     """
     teacher, device = context.float_graph.module.to(context.device), context.device
-    before, start = divergence(network.to(device), teacher, held_out, device), snapshot(network)
+    judge = Judge(teacher, held_out, device)
+    before, start = judge(network.to(device)), snapshot(network)
     steps = network.activation_qparams()
     found = change()
-    after = divergence(network, teacher, held_out, device)
+    after = judge(network)
     kept = after < before  # NaN compares false
     if not kept:
         restore(network, start)

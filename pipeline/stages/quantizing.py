@@ -30,7 +30,8 @@ from fdda_deploy.pipeline.stages.searching import searched_scales
 from fdda_deploy.pipeline.stages.synthesizing import synthetic_images
 from fdda_deploy.pipeline.workspace import Json
 
-LAYER_IMAGES = 16
+LAYER_IMAGES = {"small": 16, "large": 8}
+"""Images that layers are measured on, up to 64 px and above."""
 BIAS_IMAGES = {"small": 128, "large": 64}
 """Images behind the mean shift of a layer, up to 64 px and above: there each has many positions."""
 TIE_PIXELS = 2**19
@@ -73,8 +74,9 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
         return {}
     settle_ties(network, pool.sample(_tie_images(context)), context.device)
     progress(0, 0, "measuring layers")
-    errors = layer_errors(network, reference, pool.sample(LAYER_IMAGES), context.device)
-    findings = diagnosed(context, network, reference, pool.sample(LAYER_IMAGES), errors)
+    images = pool.sample(LAYER_IMAGES["small" if context.small_images else "large"])
+    errors = layer_errors(network, reference, images, context.device)
+    findings = diagnosed(context, network, reference, images, errors)
     network.to(torch.device("cpu"))
     save_grids(
         folder,

@@ -14,7 +14,7 @@ from fdda_deploy.pipeline.quantization import easyquant
 from fdda_deploy.pipeline.quantization.calibrate import calibrate
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.easyquant import ScaleSearch, search_scales
-from fdda_deploy.pipeline.quantization.finetune import divergence
+from fdda_deploy.pipeline.quantization.judge import Judge
 
 HELD_OUT = random_images(64, seed=9)
 
@@ -48,7 +48,7 @@ def test_no_layers_cosine_falls_and_a_better_network_is_kept(
     assert all(after >= before - 1e-6 for before, after in result.cosines.values())
     assert any(after > before + 1e-7 for before, after in result.cosines.values())
     assert result.kept == (result.after < result.before) == (grids(network) != start)
-    found = divergence(network, float_graph(kind).module, HELD_OUT, CPU)
+    found = Judge(float_graph(kind).module, HELD_OUT, CPU)(network)
     assert found == pytest.approx(min(result.before, result.after))
 
 
@@ -63,7 +63,7 @@ def test_scales_that_do_not_help_are_taken_back(monkeypatch: pytest.MonkeyPatch)
     network = calibrated(Plain, "w4a4")
     start, answer = grids(network), network(HELD_OUT).detach()
     worse = iter([0.1, 0.2])
-    monkeypatch.setattr(easyquant, "divergence", lambda *_: next(worse))
+    monkeypatch.setattr(easyquant, "Judge", lambda *_: lambda _: next(worse))
     result = searched(network, Plain)
     assert not result.kept
     assert grids(network) == start
@@ -81,7 +81,7 @@ def test_weights_alone_are_searched_where_activations_stay_float() -> None:
 
 def test_a_weight_with_two_readers_keeps_its_scales(monkeypatch: pytest.MonkeyPatch) -> None:
     better = iter([0.2, 0.1])
-    monkeypatch.setattr(easyquant, "divergence", lambda *_: next(better))
+    monkeypatch.setattr(easyquant, "Judge", lambda *_: lambda _: next(better))
     network = calibrated(Shared, "w4a4")
     point = next(p for p in network.placement.weights if len(p.consumers) == 2)
     start, everything = network.weight_qparams(point).scale.tolist(), grids(network)
@@ -106,7 +106,7 @@ def test_a_quantizer_that_stands_in_two_places_keeps_its_scale(
     network.graph_module.recompile()
     quantizer = network.graph_module.get_submodule(str(call.target))
     better = iter([0.2, 0.1])
-    monkeypatch.setattr(easyquant, "divergence", lambda *_: next(better))
+    monkeypatch.setattr(easyquant, "Judge", lambda *_: lambda _: next(better))
     start, everything = float(quantizer.scale), grids(network)
     assert searched(network, Plain).kept
     assert grids(network) != everything

@@ -18,10 +18,10 @@ from fdda_deploy.pipeline.quantization.finetune import (
     Draw,
     FinetuneResult,
     FinetuneSettings,
-    divergence,
     finetune,
     frozen_copy,
 )
+from fdda_deploy.pipeline.quantization.judge import Judge
 
 SETTINGS = FinetuneSettings(num_steps=6, batch_size=8, lr=1e-5, augment="none")
 
@@ -57,7 +57,7 @@ def test_steps_that_help_are_kept_and_held_out_images_say_so() -> None:
     result = run(network)
     assert result.kept
     assert result.after < result.before
-    assert result.after == divergence(network, teacher(), random_images(48, seed=7), CPU)
+    assert result.after == Judge(teacher(), random_images(48, seed=7), CPU)(network)
     assert any(not torch.equal(before[name], value) for name, value in weights_of(network).items())
     assert (result.steps, len(result.history["student_loss"])) == (6, 6)
     assert not any(value.requires_grad for value in network.parameters())
@@ -140,7 +140,7 @@ def test_divergence_is_the_mean_over_images_whatever_the_batches() -> None:
     network, float_network, x = student(), teacher(), random_images(45)
     with torch.no_grad():
         wanted = float(distillation_loss(network(x), float_network(x), 1.0))
-    assert divergence(network, float_network, x, CPU) == pytest.approx(wanted, rel=1e-4)
+    assert Judge(float_network, x, CPU)(network) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_frozen_copy_is_its_own() -> None:

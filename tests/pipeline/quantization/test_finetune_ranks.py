@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from several_ranks import RANKS, joined_outcomes
+from several_ranks import RANKS, import_what_tracing_takes, joined_outcomes
 from test_finetune import SETTINGS, run, student, weights_of
 from torch import Tensor
 
@@ -23,6 +23,7 @@ def half_labelled(count: int, generator: torch.Generator) -> tuple[Tensor, Tenso
 
 @pytest.mark.parametrize("trainable", ["all", "scales-and-biases"])
 def test_two_ranks_fine_tune_as_one_does(trainable: str) -> None:
+    import_what_tracing_takes()
     settings = dataclasses.replace(SETTINGS, trainable=trainable, batch_size=7, augment="crop-flip")
 
     def work(ranks: Ranks) -> tuple[list[float], dict[str, Any], float]:

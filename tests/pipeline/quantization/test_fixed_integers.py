@@ -17,11 +17,11 @@ from fdda_deploy.pipeline.quantization.fake_quant import WeightQuantizer
 from fdda_deploy.pipeline.quantization.finetune import (
     FinetuneResult,
     FinetuneSettings,
-    divergence,
     finetune,
     frozen_copy,
 )
 from fdda_deploy.pipeline.quantization.fixed_integers import FixedIntegers, ScaledIntegers
+from fdda_deploy.pipeline.quantization.judge import Judge
 from fdda_deploy.quant.qparams import QParams
 
 SETTINGS = FinetuneSettings(
@@ -70,7 +70,7 @@ def test_what_was_measured_is_what_is_left() -> None:
     network = student()
     result = run(network)
     teacher = frozen_copy(float_graph(Plain).module)
-    assert divergence(network, teacher, HELD_OUT, CPU) == pytest.approx(result.after, rel=1e-6)
+    assert Judge(teacher, HELD_OUT, CPU)(network) == pytest.approx(result.after, rel=1e-6)
     stand_ins = [m for m in network.modules() if isinstance(m, ScaledIntegers)]
     quantizers = [m for m in network.modules() if isinstance(m, WeightQuantizer)]
     assert (len(stand_ins), len(quantizers)) == (0, len(network.placement.weights))
