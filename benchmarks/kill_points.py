@@ -4,8 +4,9 @@
 
 Every build is a fork of this process, which has imported everything, traced and translated the
 network, and trained nothing. It runs the real command from a loaded network on, so the moments fall
-into the stages behind that: synthesize, quantize and export. Then the same command runs again,
-undisturbed, and every file that it publishes must have the bytes of a build that nothing disturbed.
+into the stages behind that: synthesize, quantize and export. A moment is one of the build's own
+processor time, so that a busy machine moves none. Then the same command runs again, undisturbed,
+and every file that it publishes must have the bytes of a build that nothing disturbed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from one_network import share_the_network
+from one_network import read_a_command, share_the_network
 
 from fdda_deploy.cli import main as run_command
 from fdda_deploy.config import config_from
@@ -35,6 +36,8 @@ from fdda_deploy.pipeline import workspace
 from fdda_deploy.pipeline.run import build
 
 SHORT = "--num-steps 24 --num-images 32 --finetune-steps 12 --effort fast --finetune"
+POLL_SECONDS = 0.002
+TICKS = os.sysconf("SC_CLK_TCK")
 WORDS = f"{SHORT} --threads 1 --device cpu --backend ort-cpu --quiet".split()
 
 
@@ -49,6 +52,12 @@ def start(out: Path) -> int:
 def wait(pid: int) -> int:
     """Returns the exit code of a process, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def spent(pid: int) -> float | None:
+    """Returns the processor seconds of a process that we started; None where it has ended."""
+    state, *fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(") ")[2].split()
+    return None if state == "Z" else sum(map(int, fields[10:12])) / TICKS
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -67,7 +76,7 @@ def at_work(out: Path) -> str:
 
 
 def killed_once(prepared: Path, out: Path, seconds: float) -> dict[str, Any] | None:
-    """Kills a build after ``seconds``, runs it again; None where it had ended before.
+    """Kills a build after ``seconds`` of its own, runs it again; None where it had ended before.
 
     Returns:
         The stage at work, whether a file was in the making or a checkpoint there, the exit code of
@@ -76,12 +85,13 @@ def killed_once(prepared: Path, out: Path, seconds: float) -> dict[str, Any] | N
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(prepared, out)
     pid = start(out)
-    time.sleep(seconds)
+    while (so_far := spent(pid)) is not None and so_far < seconds:
+        time.sleep(POLL_SECONDS)
     os.kill(pid, signal.SIGKILL)
     if wait(pid) != -signal.SIGKILL:
         return None
     found = {
-        "seconds": round(seconds, 3),
+        "cpu_seconds": round(seconds, 3),
         "stage": at_work(out),
         "torn_write": any(out.rglob("*.fdda-temp")),
         "published_before": len(digests(out)),
@@ -92,22 +102,23 @@ def killed_once(prepared: Path, out: Path, seconds: float) -> dict[str, Any] | N
 def rows_of(points: int, dice: random.Random, folder: Path) -> Iterator[dict[str, Any]]:
     """Yields what each of ``points`` kills found, and how long a build takes that is left alone."""
     workspace.code_digest = lambda: "fixed"  # an edit meanwhile is no fault of the build's
+    read_a_command()
     share_the_network()
     prepared, undisturbed = folder / "prepared", folder / "undisturbed"
     settings = {"model": "digits", "backend": "ort-cpu", "threads": 1, "device": "cpu"}
     build(config_from(None, {**settings, "out": str(prepared)}), until="load")
     shutil.copytree(prepared, undisturbed)
-    began = time.monotonic()
-    if wait(start(undisturbed)) != 0:
+    _, status, usage = os.wait4(start(undisturbed), 0)
+    if status != 0:
         raise SystemExit("the undisturbed build failed")
-    length = time.monotonic() - began
+    length = usage.ru_utime + usage.ru_stime
     wanted = digests(undisturbed)
     while points:
         row = killed_once(prepared, folder / "killed", dice.uniform(0.0, length))
         if row is not None:
             row["same"] = row.pop("digests") == wanted and row["code"] == 0
             points -= 1
-            yield {**row, "undisturbed_seconds": round(length, 2), "files": len(wanted)}
+            yield {**row, "undisturbed_cpu_seconds": round(length, 2), "files": len(wanted)}
 
 
 def summary(rows: list[dict[str, Any]], seed: int) -> dict[str, Any]:
@@ -137,7 +148,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kill-points-") as folder:
         for row in rows_of(arguments.points, dice, Path(folder)):
             rows.append(row)
-            print(f"{len(rows):3}  {row['seconds']:6.2f} s  {row['stage']:10} same: {row['same']}")
+            print(
+                f"{len(rows):3}  {row['cpu_seconds']:6.2f} s  {row['stage']:10} same: {row['same']}"
+            )
             if arguments.out is not None:  # so that a run that is cut short keeps what it found
                 text = json.dumps(summary(rows, arguments.seed), indent=1) + "\n"
                 write_whole(arguments.out, text.encode())

@@ -3,11 +3,13 @@ r"""The tools that people quantize with now, and ours: same networks, images, ma
     python benchmarks/peers.py --out benchmarks/results/peers.json --page
 
 ONNX Runtime's static quantization, NVIDIA ModelOpt's ONNX quantization (in a virtual environment of
-its own, made on the first run) and fdda-deploy. Each quantizes in a process of its own, one at a
-time. Columns: top-1 drop (paired), KL, seconds, peak memory, whether TensorRT-RTX takes the file as
-it stands, plan bytes, latency in ONNX Runtime on the CPU, file bytes. Rows are added as they are
-measured, so that a run that was stopped goes on; a row that failed is tried again. ``--page`` also
-writes docs/peers.md, its plot, and the README's table. Needs the data folder beside the checkout.
+its own, made on the first run) and fdda-deploy. Each quantizes in a process of its own, ``--lanes``
+of them at a time, each on CPUs of its own. Columns: top-1 drop (paired), KL, seconds, peak memory,
+whether TensorRT-RTX takes the file as it stands, plan bytes, latency in ONNX Runtime on the CPU,
+file bytes. Rows are written as they are measured, so that a run that was stopped goes on. Measured
+again are rows that failed, and those of other code of ours or of another version of a tool;
+``--fresh`` measures all. ``--page`` also writes docs/peers.md, its plot, and the README's table.
+Needs the data folder beside the checkout.
 """
 
 from __future__ import annotations
@@ -17,34 +19,27 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, as_completed
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import peers_modelopt_venv
-from peers_child import GIB, Finished, run
-from peers_inputs import NETWORKS, SHARED, Inputs, prepared
-from peers_measure import Effort, latencies, measured
+from peers_inputs import NETWORKS, SHARED
+from peers_lanes import lanes_of, open_lanes
 from peers_page import write_page
-from peers_tools import (
-    MODELOPT,
-    OURS,
-    TOOLS,
-    VARIANTS,
-    Variant,
-    command_of,
-    file_of,
-    require_same_images,
-)
+from peers_rows import Place, Settings, is_timed, row_of, timed, versions
+from peers_tools import MODELOPT, TOOLS, VARIANTS, Variant
 from peers_verdict import LATENCY
+from tally import Row, merged
 
-from fdda_deploy import __version__
 from fdda_deploy.durable import write_whole
 from fdda_deploy.engines.bench_environment import bench_environment
-from fdda_deploy.engines.trt_api import load_api
 
 ROOT = Path(__file__).parents[1]
-Row = dict[str, Any]
+KEY = ("network", "tool", "variant", "scheme")
 
 
 def main() -> None:
@@ -56,18 +51,30 @@ def main() -> None:
     if not SHARED.is_dir():
         print(f"nothing measured: {SHARED} is absent")
         return
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
-    settings = _settings(arguments)
-    document = opened(arguments.out, settings)
-    bench = Bench(arguments, document)
-    for variant in VARIANTS:
-        for network in arguments.network:
-            if variant.tool in arguments.tool and not bench.has(network, variant):
-                bench.measure(network, variant)
+    cpus = sorted(os.sched_getaffinity(0))
+    cpus_of = lanes_of(arguments.lanes, arguments.threads, cpus)
+    settings = dataclasses.replace(_settings(arguments), lanes=len(cpus_of))
+    report = Report(arguments.out, opened(arguments.out, settings, fresh=arguments.fresh))
+    place = Place(arguments.work.absolute(), settings)
+    lanes = open_lanes(cpus_of)
+    try:
+        place = ready(lanes, place, arguments.network, arguments.tool)
+        report.document["versions"] |= versions(place, arguments.tool)
+        made_with = {tool: place.made_with(tool) for tool in arguments.tool}
+        wanted = [
+            (network, variant)
+            for network, variant in jobs(arguments.network, arguments.tool)
+            if report.lacks(network, variant, made_with[variant.tool])
+        ]
+        for row in rows_from(lanes, wanted, place):
+            report.add(row)
+    finally:
+        lanes.shutdown(cancel_futures=True)
+    os.sched_setaffinity(0, cpus[: settings.threads])
     for network in arguments.network:
-        bench.measure_latency(network)
+        report.time(network, place)
     if arguments.page:
-        write_page(document, ROOT)
+        write_page(report.document, ROOT)
 
 
 def _arguments() -> argparse.Namespace:
@@ -76,46 +83,47 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "out/peers", help="scratch, 2 GB")
     parser.add_argument("--network", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--tool", nargs="*", default=list(TOOLS), choices=list(TOOLS))
-    parser.add_argument("--images", type=int, default=500, help="to calibrate on")
-    parser.add_argument("--test-images", type=int, default=1000, help="at most")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3, help="of latency")
-    parser.add_argument("--limit-seconds", type=float, default=600, help="of one quantization")
-    parser.add_argument("--limit-gib", type=float, default=6, help="of one quantization")
+    for field, words in HELP.items():
+        default = getattr(Settings, field)
+        flag = f"--{field.replace('_', '-')}"
+        parser.add_argument(flag, type=type(default), default=default, help=words)
+    parser.add_argument("--fresh", action="store_true", help="measure rows again that are there")
     parser.add_argument("--page", action="store_true", help="write docs and README too")
     parser.add_argument("--render", action="store_true", help="write them from the JSON alone")
     return parser.parse_args()
 
 
-def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("images", "test_images", "threads", "rounds", "limit_seconds", "limit_gib")
-    return {name: getattr(arguments, name) for name in names}
+HELP = {
+    "images": "to calibrate on",
+    "test_images": "at most",
+    "threads": "of every tool",
+    "rounds": "of latency",
+    "limit_seconds": "of one quantization",
+    "limit_gib": "memory of one quantization",
+    "lanes": "quantizations at a time, at most: each has CPUs of its own",
+}
 
 
-def opened(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(arguments: argparse.Namespace) -> Settings:
+    return Settings(**{field: getattr(arguments, field) for field in HELP})
+
+
+def opened(path: Path, settings: Settings, *, fresh: bool = False) -> dict[str, Any]:
     """Returns the results there are, or empty ones.
 
     Raises:
         SystemExit: They were measured with other settings.
     """
-    if not path.is_file():
-        return {"settings": dict(settings), "machine": {}, "versions": {}, "rows": []}
+    wanted = dataclasses.asdict(settings)
+    if fresh or not path.is_file():
+        return {"settings": wanted, "machine": {}, "versions": {}, "runs": [], "rows": []}
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if document["settings"] != dict(settings):
+    if document["settings"] != wanted:
         raise SystemExit(
-            f"{path}: measured with {document['settings']}, now {dict(settings)}. Give another "
-            "--out, or the same settings."
+            f"{path}: measured with {document['settings']}, now {wanted}. Give another --out, the "
+            "same settings, or --fresh to measure all again."
         )
     return document
-
-
-def merged(rows: Sequence[Row], row: Row) -> list[Row]:
-    """Returns the rows with one added, in the place of the one with its key if there is one."""
-    keys = ("network", "tool", "variant", "scheme")
-    same = [all(old[key] == row[key] for key in keys) for old in rows]
-    if not any(same):
-        return [*rows, row]
-    return [row if found else old for old, found in zip(rows, same, strict=True)]
 
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
@@ -129,119 +137,79 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=place)
 
 
-class Bench:
-    """One run: its settings, its results so far, and what is made on the way once."""
+def jobs(networks: Sequence[str], tools: Sequence[str]) -> Iterator[tuple[str, Variant]]:
+    """Yields what to measure, about the longest first: so the lanes end at about one time."""
+    for variant in reversed(VARIANTS):
+        for network in reversed(networks):
+            if variant.tool in tools:
+                yield network, variant
 
-    def __init__(self, arguments: argparse.Namespace, document: dict[str, Any]) -> None:
-        self._arguments = arguments
-        self._document = document
-        self._modelopt: tuple[Path, str | None] | None = None
 
-    def has(self, network: str, variant: Variant) -> bool:
-        """Whether a row is there that did not fail."""
-        key = {"network": network, **variant.key}.items()
-        return any(key <= row.items() and not row["failed"] for row in self._document["rows"])
+def ready(lanes: Executor, place: Place, networks: Sequence[str], tools: Sequence[str]) -> Place:
+    """Makes ModelOpt's environment and the inputs of every network, side by side."""
+    environment = None
+    if MODELOPT in tools:
+        folder = place.work / "modelopt-venv"
+        environment = lanes.submit(peers_modelopt_venv.python_of, folder)
+    for future in [lanes.submit(place.inputs, network) for network in networks]:
+        future.result()
+    if environment is None:
+        return place
+    python, reason = environment.result()
+    return dataclasses.replace(place, modelopt=python, no_modelopt=reason)
 
-    def measure(self, network: str, variant: Variant) -> None:
-        """Quantizes, measures, and writes the row."""
-        before = cpu_seconds()
-        row: Row = {"network": network, **variant.key, **self._row(network, variant)}
-        row["all_cpu_seconds"] = cpu_seconds() - before
-        document = self._document
-        document["rows"] = ordered(merged(document["rows"], row))
-        document["machine"] = machine()
-        document["versions"] |= self._versions()
+
+def rows_from(
+    lanes: Executor, wanted: Sequence[tuple[str, Variant]], place: Place
+) -> Iterator[Row]:
+    """Yields rows as they are measured."""
+    futures = [lanes.submit(row_of, network, variant, place) for network, variant in wanted]
+    for future in as_completed(futures):
+        yield future.result()
+
+
+class Report:
+    """The results so far, on the disk after each row."""
+
+    def __init__(self, path: Path, document: dict[str, Any]) -> None:
+        self._path, self.document = path, document
+        self._began = time.monotonic()
+        self._run: Row = {"began": datetime.now(UTC).isoformat(timespec="minutes"), "rows": 0}
+
+    def lacks(self, network: str, variant: Variant, made_with: Mapping[str, str]) -> bool:
+        """Whether there is no row that was made with this, and did not fail."""
+        now = {"network": network, **variant.key, "made_with": dict(made_with)}
+        return not any(now.items() <= row.items() and not row["failed"] for row in self._rows())
+
+    def add(self, row: Row) -> None:
+        """Writes a row in the place of the one with its key."""
+        self.document["rows"] = ordered(merged(self._rows(), row, KEY))
+        self._run["rows"] += 1
         self._write()
         print(line(row), flush=True)
 
-    def measure_latency(self, network: str) -> None:
+    def time(self, network: str, place: Place) -> None:
         """Times all files of a network together, unless each that can be timed was."""
-        rows = [row for row in self._document["rows"] if row["network"] == network]
-        loaded = [row for row in rows if "n" in row and not row["ort_words"]]
-        if all("latency" in row for row in loaded):
+        own = [row for row in self._rows() if row["network"] == network]
+        if all(is_timed(row) for row in own):
             return
-        inputs, arguments = self._inputs(network), self._arguments
-        graphs = {}
-        for variant in VARIANTS:
-            graph = file_of(variant, inputs.folder / variant.slug)
-            if any(variant.key.items() <= row.items() for row in loaded) and graph.is_file():
-                graphs[variant.slug] = graph
-        found = latencies(graphs, inputs, Effort(arguments.threads, arguments.rounds))
-        for variant in VARIANTS:
-            for row in loaded:
-                if variant.key.items() <= row.items() and variant.slug in found:
-                    row["latency"] = found[variant.slug]
-                    print(line(row), flush=True)
+        for row in timed(network, own, place):
+            self.document["rows"] = merged(self._rows(), row, KEY)
+            print(line(row), flush=True)
         self._write()
 
+    def _rows(self) -> list[Row]:
+        rows: list[Row] = self.document["rows"]
+        return rows
+
     def _write(self) -> None:
-        self._arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self._document, indent=1) + "\n"
-        write_whole(self._arguments.out, text.encode())
-
-    def _inputs(self, network: str) -> Inputs:
-        arguments = self._arguments
-        return prepared(
-            network,
-            arguments.work / f"{network}-{arguments.images}-{arguments.test_images}",
-            images=arguments.images,
-            test_images=arguments.test_images,
-        )
-
-    def _row(self, network: str, variant: Variant) -> Row:
-        inputs = self._inputs(network)
-        row: Row = {"calibrated_on": inputs.num_calib, "load_average": os.getloadavg()[0]}
-        maker = None
-        if variant.tool == MODELOPT:
-            maker, reason = self._environment()
-            if reason is not None:
-                return {**row, "failed": reason}
-        finished, graph = self._quantized(network, variant, inputs)
-        row |= dataclasses.asdict(finished)
-        if finished.failed is not None:
-            return row
-        if variant.tool == OURS:
-            require_same_images(graph, inputs)
-        return row | measured(graph, inputs, self._arguments.threads, maker)
-
-    def _quantized(self, network: str, variant: Variant, inputs: Inputs) -> tuple[Finished, Path]:
-        out = inputs.folder / variant.slug
-        out.mkdir(exist_ok=True)
-        threads = self._arguments.threads
-        modelopt, _ = self._environment() if variant.tool == MODELOPT else (Path(), None)
-        command, graph = command_of(
-            variant, network, inputs, out, threads=threads, modelopt=modelopt
-        )
-        finished = run(
-            command,
-            out.with_suffix(".log"),
-            threads=threads,
-            limit_seconds=self._arguments.limit_seconds,
-            limit_bytes=int(self._arguments.limit_gib * GIB),
-        )
-        return finished, graph
-
-    def _environment(self) -> tuple[Path, str | None]:
-        if self._modelopt is None:
-            folder = self._arguments.work.absolute() / "modelopt-venv"
-            self._modelopt = peers_modelopt_venv.python_of(folder)
-        return self._modelopt
-
-    def _versions(self) -> dict[str, Any]:
-        ours = bench_environment().libraries
-        found: dict[str, Any] = {
-            OURS: {"fdda-deploy": __version__, **ours},
-            "builder": load_api("tensorrt_rtx").title,
-        }
-        if self._modelopt is not None and self._modelopt[1] is None:
-            found[MODELOPT] = peers_modelopt_venv.versions(self._modelopt[0])
-        return found
-
-
-def cpu_seconds() -> float:
-    """Returns the processor time of this process and of those it started and saw end."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+        self.document["machine"] = machine()
+        self._run["seconds"] = round(time.monotonic() - self._began)
+        runs = self.document["runs"]
+        if not (runs and runs[-1] is self._run):
+            runs.append(self._run)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self._path, (json.dumps(self.document, indent=1) + "\n").encode())
 
 
 def machine() -> dict[str, Any]:

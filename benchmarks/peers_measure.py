@@ -7,7 +7,7 @@ import functools
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -155,29 +155,35 @@ def plan_bytes(graph: Path) -> tuple[int | None, str]:
     return len(plan.plan), ""
 
 
-def latencies(graphs: Mapping[str, Path], inputs: Inputs, effort: Effort) -> dict[str, Any]:
+def latencies(
+    graphs: Mapping[str, Path], inputs: Inputs, effort: Effort
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Returns by label each graph's latency in ms and its ratio to the float graph's, batch 1.
 
     All graphs of a network take turns of 50 ms in one session, with all of ONNX Runtime's
     optimizations, so that a machine that grows busy or slow does so for all of them. A graph that
-    ONNX Runtime refuses is left out.
+    ONNX Runtime refuses is left out; by its label the second result has what it says.
     """
     images, _ = inputs.test()
     options = BenchOptions(min_seconds=effort.seconds)
     rounds: dict[str, list[float]] = {}
+    refused: dict[str, str] = {}
     with ExitStack() as stack:
         subjects = []
         for label, path in {FLOAT: inputs.float_graph, **graphs}.items():
             runner = OrtRunner(path, optimizations="all", num_threads=effort.threads)
-            with suppress(EngineError):
+            try:
                 stack.enter_context(runner)
-                feed = {runner.input_names[0]: np.array(images[:1])}
-                subjects.append(Subject(label, runner, feed))
+            except EngineError as error:
+                refused[label] = said(error, path)
+                continue
+            feed = {runner.input_names[0]: np.array(images[:1])}
+            subjects.append(Subject(label, runner, feed))
         for _ in range(effort.rounds):
             for record in bench_together(subjects, options):
                 rounds.setdefault(record.what, []).append(record.latency.median_ms)
     plain = rounds.pop(FLOAT)
-    return {label: compared(found, plain) for label, found in rounds.items()}
+    return {label: compared(found, plain) for label, found in rounds.items()}, refused
 
 
 def compared(found: Sequence[float], plain: Sequence[float]) -> dict[str, Any]:

@@ -38,9 +38,9 @@ _HEAD = """# Against other tools
 Written by `python benchmarks/peers.py --out benchmarks/results/peers.json --page`; do not edit.
 
 Each row is one quantization of the same folded float network with the same {images} calibration
-images, in a process of its own, one after another: {machine}, {threads}, {minutes:.0f} minutes of
-processor time for all rows, other work on the machine meanwhile (load {load} of processes that
-want a CPU), which lengthens wall times and to a lesser degree CPU times. Versions: {versions}.
+images, in a process of its own, {lanes}: {machine}, {threads} each. {runs}
+The load was {load} processes that want a CPU; where that is more than the CPUs, wall times are
+longer than the work, and CPU times a little. Versions: {versions}.
 
 - `drop`: top-1 of the float network less that of the graph as written, in points, on images that
   nothing was chosen by, with the paired 95 % interval.
@@ -49,6 +49,7 @@ want a CPU), which lengthens wall times and to a lesser degree CPU times. Versio
   reads photographs and traces the network in that time; the others are given arrays and the graph.
 - `RTX takes it`, `plan / fp32`: whether TensorRT-RTX's builder takes the file as it stands, and the
   plan's bytes against the float network's. No plan was run: GPU latency is **not measured**.
+- `measured`: the day, and of ours the first digits of the digest of the sources it was made with.
 - `latency`: ONNX Runtime on the CPU, batch 1, all its optimizations, against the float graph; all
   files of a network take turns of 50 ms in one session.
 - ONNX Runtime: Q/DQ, weights per channel, else `quantize_static`'s defaults; with `uint8`, the
@@ -70,6 +71,7 @@ interval of the difference in top-1 has zero in it; other figures within 5 %.
 _DETAIL = [
     *("tool", "way", "scheme", "top-1", "drop (95 %)", "KL", "CPU s", "wall s", "peak MiB"),
     *("RTX takes it", "plan / fp32", "latency", "file / float"),
+    "measured",
 ]
 
 
@@ -190,10 +192,23 @@ def _head(document: Mapping[str, Any]) -> str:
         machine=f"{machine['cpu']}, {machine['cpus']} CPUs",
         threads=threads,
         images=settings["images"],
-        minutes=sum(row["all_cpu_seconds"] for row in document["rows"]) / 60,
+        lanes=_lanes(settings.get("lanes", 1)),
+        runs=_runs(document.get("runs", [])),
         load=_range([row["load_average"] for row in document["rows"]]),
         plot=PLOT,
     )
+
+
+def _lanes(count: int) -> str:
+    return "one after another" if count == 1 else f"{count} at a time on CPUs of their own"
+
+
+def _runs(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Returns how long the command ran for all that is here, its preparations included."""
+    if not runs:
+        return "How long the command took was not recorded."
+    each = [f"{run['rows']} rows in {run['seconds'] / 60:.0f} minutes" for run in runs]
+    return f"The command measured {', then '.join(each)}, preparations and latency included."
 
 
 def _range(figures: Sequence[float]) -> str:
@@ -217,7 +232,16 @@ def _detail(row: Row) -> list[str]:
     wall = f"{row['seconds']:.0f}" if "seconds" in row else "not measured"
     before = [row["tool"], row["variant"], row["scheme"], top1, drop]
     middle = [KL.shown(row), CPU_SECONDS.shown(row), wall]
-    return before + middle + [c.shown(row) for c in (PEAK, REFUSAL, PLAN, LATENCY, FILE)]
+    behind = [column.shown(row) for column in (PEAK, REFUSAL, PLAN, LATENCY, FILE)]
+    return before + middle + behind + [_measured(row)]
+
+
+def _measured(row: Row) -> str:
+    """Returns the day, and for ours the first digits of the digest of its sources."""
+    if "measured_at" not in row:
+        return "earlier"
+    code = row["made_with"].get("code", "")[:7]
+    return f"{row['measured_at'][:10]} {code}".rstrip()
 
 
 def _words(rows: Sequence[Row]) -> list[str]:
@@ -226,6 +250,7 @@ def _words(rows: Sequence[Row]) -> list[str]:
         "failed": "why there are no figures",
         "ort_words": "accuracy by the ONNX Runtime it was made with, because ours says",
         "rtx_words": "the builder's words",
+        "latency_words": "why it was not timed",
     }
     found: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:

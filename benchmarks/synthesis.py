@@ -24,6 +24,7 @@ import torch
 from synthesis_memory import MIB, PeakMemory, cpu_name
 from synthesis_networks import NETWORKS, TimedNetwork, load
 from synthesis_plot import draw
+from tally import merged
 
 from fdda_deploy.config.sections import SynthesisConfig
 from fdda_deploy.pipeline.stages.recipe_choice import scheduled
@@ -97,13 +98,6 @@ def per_cpu_second(seconds: Sequence[float], steps: int, device: torch.device) -
         device: Where the work was done.
     """
     return steps / statistics.median(seconds) if device.type == "cpu" else None
-
-
-def merged(rows: Sequence[Row], new: Row) -> list[Row]:
-    """Returns the rows with ``new`` in place of the same measurement, or behind the others."""
-    same = [all(row[key] == new[key] for key in KEY) for row in rows]
-    kept = [new if is_same else row for row, is_same in zip(rows, same, strict=True)]
-    return kept if any(same) else [*kept, new]
 
 
 def recipe_for(name: str, network: TimedNetwork, device: torch.device) -> Recipe:
@@ -232,7 +226,7 @@ def main() -> None:
             network = load(name, device)
             for recipe in arguments.recipe:
                 row = measured(network, recipe, device, arguments.rounds, arguments.steps)
-                rows = merged(rows, {**row, "machine": machine(device)})
+                rows = merged(rows, {**row, "machine": machine(device)}, KEY)
                 _write(rows, arguments.out)
                 print(line(row), flush=True)
     if arguments.plot is not None:

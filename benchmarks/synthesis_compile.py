@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,20 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from synthesis import Loop, interleaved, machine, merged, ratios, recipe_for
+from synthesis import KEY, Loop, interleaved, machine, ratios, recipe_for
 from synthesis_networks import TimedNetwork, load
+from tally import merged, processor_seconds
 
 CASES = ("cifar_resnet20:fdda", "mobilenet_v2:zeroq")
 NUM_IMAGES = 128
 """Images of the set that the schedule is reckoned for: learned images take it once a batch."""
 
 Row = dict[str, Any]
-
-
-def processor_seconds() -> float:
-    """Returns the processor time of this process and of its finished children."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(part.ru_utime + part.ru_stime for part in used)
 
 
 def timed(work: Callable[[], None]) -> float:
@@ -130,7 +124,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as cache:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # nothing compiled before is found
             row = measured(network, recipe, arguments.rounds, arguments.steps)
-        rows = merged(rows, {**row, "machine": machine(torch.device("cpu"))})
+        rows = merged(rows, {**row, "machine": machine(torch.device("cpu"))}, KEY)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         partial = arguments.out.with_suffix(".part")
         partial.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")

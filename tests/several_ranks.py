@@ -7,6 +7,7 @@ autograd has started its threads cannot use autograd. So these tests run before 
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import socket
@@ -19,7 +20,10 @@ from typing import Any
 import pytest
 import torch
 
+from fdda_deploy.exporters.float_onnx import export_float
 from fdda_deploy.pipeline.distributed import Ranks, joined
+from fdda_deploy.pipeline.network import trace
+from fdda_deploy.pipeline.quantization.fold import fold_batch_norm
 
 Work = Callable[[Ranks], Any]
 RANKS = [
@@ -30,6 +34,16 @@ RANKS = [
     ),
 ]
 """``pytestmark`` of a file that uses what is here."""
+
+
+@functools.cache
+def import_what_tracing_takes() -> None:
+    """Traces a layer in this process: the imports take every child four seconds otherwise.
+
+    Nothing is trained, so children can still use autograd.
+    """
+    shape = (3, 8, 8)
+    export_float(fold_batch_norm(trace(torch.nn.Conv2d(3, 4, 3), shape)), shape)
 
 
 def free_port() -> int:

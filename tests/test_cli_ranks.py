@@ -7,11 +7,21 @@ import io
 from pathlib import Path
 
 import numpy as np
-from several_ranks import RANKS, outcomes
+import pytest
+from several_ranks import RANKS, import_what_tracing_takes, outcomes
 
 from fdda_deploy.cli import main
 
 pytestmark = RANKS
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imported() -> None:
+    """Imports in this process what every child would otherwise import for itself."""
+    import fdda_deploy.pipeline.run  # noqa: F401  # commands import it when they start
+
+    import_what_tracing_takes()
+    assert said(["synthesize"])[0] == 2  # names no network; reading options imports pydantic
 
 
 def said(arguments: list[str]) -> tuple[int, str, str]:

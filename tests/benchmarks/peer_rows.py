@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from peers_measure import packed
+from peers_tools import OURS
 
 IMAGES = 40
 
@@ -20,6 +21,8 @@ def row(tool: str, variant: str, **changed: Any) -> dict[str, Any]:
         "scheme": "w8a8",
         "calibrated_on": 8,
         "load_average": 0.5,
+        "measured_at": "2026-11-22T01:50+00:00",
+        "made_with": {"code": "0123456789ab"} if tool == OURS else {"onnxruntime": "1.2"},
         "all_cpu_seconds": 30.0,
         "seconds": 12.0,
         "cpu_seconds": 10.0,
@@ -45,15 +48,17 @@ def row(tool: str, variant: str, **changed: Any) -> dict[str, Any]:
 
 def failed(tool: str, variant: str, words: str) -> dict[str, Any]:
     """Returns a row of which nothing could be measured."""
-    keys = ("network", "tool", "variant", "scheme", "calibrated_on", "load_average")
     base = row(tool, variant)
+    keys = ("network", "tool", "variant", "scheme", "calibrated_on", "load_average")
+    keys += ("measured_at", "made_with")
     return {key: base[key] for key in keys} | {"all_cpu_seconds": 0.1, "failed": words}
 
 
 def document(*rows: dict[str, Any]) -> dict[str, Any]:
     """Returns results as the JSON file has them."""
     return {
-        "settings": {"images": 8, "threads": 1},
+        "settings": {"images": 8, "threads": 1, "lanes": 2},
+        "runs": [{"began": "2026-11-22T01:45+00:00", "rows": len(rows), "seconds": 90}],
         "machine": {"cpu": "a CPU", "cpus": 2},
         "versions": {"fdda-deploy": {"fdda-deploy": "0.1.0"}, "builder": "a builder"},
         "rows": list(rows),

@@ -63,15 +63,18 @@ def test_a_graph_is_measured_in_every_column(inputs, tmp_path):
     assert found["model_bytes"] == (tmp_path / "q.onnx").stat().st_size
 
 
-def test_graphs_are_timed_together_and_a_refused_one_is_left_out(inputs, tmp_path):
+def test_graphs_are_timed_together_and_a_refused_one_says_why(inputs, tmp_path):
     graphs = {
         "a": graph(tmp_path / "a.onnx"),
         "refused": graph(tmp_path / "r.onnx", kind="NoSuchOperator"),
         "b": graph(tmp_path / "b.onnx", scale=0.5),
     }
     effort = peers_measure.Effort(rounds=2, seconds=0.0)
-    found = peers_measure.latencies(graphs, inputs, effort)
+    found, refused = peers_measure.latencies(graphs, inputs, effort)
     assert list(found) == ["a", "b"]
+    assert list(refused) == ["refused"]
+    assert "NoSuchOperator" in refused["refused"]
+    assert str(tmp_path) not in refused["refused"]
     assert found["a"]["float_round_ms"] == found["b"]["float_round_ms"]
     assert len(found["a"]["round_ms"]) == 2
     assert found["a"]["ratio"] > 0

@@ -6,15 +6,13 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-import peers
 import peers_measure
 import peers_page
 import peers_plot
 import pytest
 from peer_rows import document, failed, row
-from peers_inputs import NETWORKS
 from peers_measure import unpacked
-from peers_tools import MODELOPT, ORT, OURS, TOOLS, VARIANTS
+from peers_tools import MODELOPT, ORT, OURS, VARIANTS
 
 ROOT = Path(__file__).parents[2]
 ROWS = [
@@ -40,6 +38,22 @@ def test_what_failed_and_what_was_refused_is_said_in_their_words_once():
 def test_accuracy_by_another_onnx_runtime_says_so():
     page = peers_page.page(document(row(MODELOPT, "max", ort_words="cannot load it")))
     assert "the ONNX Runtime it was made with, because ours says: `cannot load it`" in page
+
+
+def test_a_file_that_was_not_timed_has_the_words_why():
+    page = peers_page.page(document(row(MODELOPT, "max", latency_words="no kernel for it")))
+    assert "- ModelOpt (max w8a8), why it was not timed: `no kernel for it`" in page
+
+
+def test_the_page_says_when_each_row_was_measured_and_how_long_the_command_took():
+    found = document(*ROWS)
+    page = peers_page.page(found)
+    assert "2 at a time on CPUs of their own" in page
+    assert "The command measured 5 rows in 2 minutes, preparations and latency included." in page
+    assert "| 2026-11-22 0123456 |" in page
+    assert "| 2026-11-22 |" in page
+    found["runs"] = []
+    assert "How long the command took was not recorded." in peers_page.page(found)
 
 
 def test_every_loss_is_named_and_all_are_counted():
@@ -80,39 +94,6 @@ def test_a_plot_is_the_same_each_time_and_names_every_row(tmp_path):
     assert ET.fromstring(first).tag.endswith("svg")  # noqa: S314  # our own file
     for shown in (b"ONNX Runtime, minmax, w8a8", b"refused", b"not measured"):
         assert shown in first
-
-
-def test_a_row_measured_again_takes_the_place_of_the_old_one():
-    again = row(MODELOPT, "max")
-    assert peers.merged(ROWS, again) == [ROWS[0], again, *ROWS[2:]]
-    other = row(MODELOPT, "entropy")
-    assert peers.merged(ROWS, other) == [*ROWS, other]
-
-
-def test_rows_stand_by_network_tool_and_variant_whatever_was_measured_first():
-    wanted = [
-        {"network": network, **variant.key}
-        for network in NETWORKS
-        for tool in TOOLS
-        for variant in VARIANTS
-        if variant.tool == tool
-    ]
-    assert peers.ordered(wanted[::-1]) == wanted
-
-
-def test_results_of_other_settings_are_not_added_to(tmp_path):
-    path = tmp_path / "peers.json"
-    assert peers.opened(path, {"images": 8})["rows"] == []
-    path.write_text(json.dumps(document(*ROWS)), encoding="utf-8")
-    assert peers.opened(path, {"images": 8, "threads": 1})["rows"] == ROWS
-    with pytest.raises(SystemExit, match=r"measured with .* Give another --out"):
-        peers.opened(path, {"images": 16, "threads": 1})
-
-
-def test_a_row_in_one_line_has_its_figures_or_its_reason():
-    assert "refused" in peers.line(ROWS[0])
-    assert peers.line(ROWS[1]).endswith("does not install: `pip` said no")
-    assert "plan 0.50" in peers.line(ROWS[2])
 
 
 def test_every_variant_has_a_name_and_a_file_name_of_its_own():

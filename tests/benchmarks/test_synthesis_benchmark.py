@@ -74,12 +74,6 @@ def test_processor_time_counts_where_the_processor_does_the_work():
     assert synthesis.per_cpu_second([1.0], 3, torch.device("cuda")) is None
 
 
-def test_a_row_measured_again_takes_the_place_of_the_old_one():
-    rows = [row("fdda", 1.0), row("gdfq", 1.0)]
-    assert synthesis.merged(rows, row("fdda", 2.0)) == [row("fdda", 2.0), row("gdfq", 1.0)]
-    assert synthesis.merged(rows, row("lrq", 2.0)) == [*rows, row("lrq", 2.0)]
-
-
 @pytest.mark.parametrize(("kind", "steps"), [("cpu", 500), ("cuda", 80_000)])
 def test_a_recipe_has_the_sizes_of_a_build_on_that_device(kind, steps, network):
     assert synthesis.recipe_for("fdda", network, torch.device(kind)).num_steps == steps

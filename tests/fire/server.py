@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import faults
-from one_network import share_the_network
+from one_network import read_a_command, share_the_network
 from road_networks import own, write_networks
 
 from fdda_deploy.cli import main
@@ -27,6 +27,7 @@ def warm_up(folder: Path) -> None:
     """Imports, traces and translates what every fork needs; trains nothing, so starts no thread."""
     workspace.code_digest = lambda: "fixed"  # sources may be edited meanwhile
     running.BENCH_SECONDS = 0.02
+    read_a_command()
     share_the_network()
     if os.fork() == 0:  # settling BatchNorm's statistics is training
         write_networks(folder)
