@@ -33,6 +33,7 @@ from fdda_deploy.engines.ort_run import OrtRunner
 from fdda_deploy.engines.trt_api import load_api
 from fdda_deploy.engines.trt_build import BuildOptions, build_plan
 from fdda_deploy.errors import BuildError, ExportError
+from fdda_deploy.exporters.compact import is_compact, place_compact
 from fdda_deploy.exporters.float_onnx import FloatGraph, export_float
 from fdda_deploy.exporters.half import to_half
 from fdda_deploy.exporters.placement import place
@@ -43,10 +44,11 @@ from fdda_deploy.pipeline.quantization.convert import GraphMap, QuantNetwork, co
 from fdda_deploy.pipeline.quantization.fold import fold_batch_norm
 from fdda_deploy.pipeline.quantization.fp8_ranges import Fp8Observer, fp8_weight_qparams
 from fdda_deploy.pipeline.quantization.observers import MinMaxObserver
+from fdda_deploy.pipeline.quantization.shared_scales import share_scales
 from fdda_deploy.quant.affine import qparams_from_amax, signed_range
 from fdda_deploy.quant.points import Placement, WeightPoint
 from fdda_deploy.quant.qparams import SMALLEST_SCALE, QParams
-from fdda_deploy.quant.scheme import scheme_from_name
+from fdda_deploy.quant.scheme import Scheme, scheme_from_name
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "engine_table.json"
@@ -68,10 +70,11 @@ IMAGES = 2
 
 def ranges_by_extremes(network: QuantNetwork, images: torch.Tensor) -> None:
     """Fixes every grid by the extremes of ``images`` and of the weights, in place."""
-    points = {point.tensor: point for point in network.placement.activations}
+    points = {point.name: point for point in network.placement.activations}
     for name, quantizer in network.activation_quantizers.items():
         fp8 = points[name].storage == "fp8"
-        quantizer.observer = Fp8Observer(name) if fp8 else MinMaxObserver(name)
+        shifted = points[name].shifted
+        quantizer.observer = Fp8Observer(name) if fp8 else MinMaxObserver(name, shifted)
     with torch.no_grad():
         network(images)
     for name, quantizer in network.activation_quantizers.items():
@@ -79,6 +82,7 @@ def ranges_by_extremes(network: QuantNetwork, images: torch.Tensor) -> None:
         assert isinstance(observer, MinMaxObserver)
         quantizer.observer = None
         quantizer.set_qparams(observer.qparams(points[name].num_bits))
+    share_scales(network)
     for point in network.placement.weights:
         network.set_weight_qparams(point, _weight_grid(network.weight_array(point), point))
 
@@ -86,6 +90,8 @@ def ranges_by_extremes(network: QuantNetwork, images: torch.Tensor) -> None:
 def _weight_grid(weight: np.ndarray, point: WeightPoint) -> QParams:
     if point.storage == "fp8":
         return fp8_weight_qparams(weight, point.axis)
+    if point.one_scale:
+        return qparams_from_amax(np.abs(weight).max(), point.num_bits)
     if point.block_size is None:
         others = tuple(axis for axis in range(weight.ndim) if axis != point.axis)
         return qparams_from_amax(np.abs(weight).max(axis=others), point.num_bits, point.axis)
@@ -123,13 +129,7 @@ def _exported(
 ) -> tuple[bytes, torch.Tensor, dict[str, Any]]:
     """Returns the file, two images, and what the file and making it took."""
     _forget_peak()
-    placement = place(
-        graph.proto,
-        scheme_from_name(scheme),
-        TARGET,
-        torch_tensors=graph.fx_from_tensor,
-        parameters=graph.parameter_from_initializer,
-    )
+    placement = _placed(graph, scheme_from_name(scheme))
     grids, images = _grids(graph, placement, shape)
     start = time.process_time()
     model = insert_qdq(graph.proto, placement, grids, {"fdda_deploy.scheme": scheme})
@@ -149,6 +149,14 @@ def _exported(
         "scales_raised": raised,
     }
     return content, images, facts | _checked(model)
+
+
+def _placed(graph: FloatGraph, scheme: Scheme) -> Placement:
+    """Returns where a build with this scheme quantizes by default."""
+    names = graph.fx_from_tensor, graph.parameter_from_initializer
+    if is_compact(scheme, TARGET):
+        return place_compact(graph.proto, scheme, torch_tensors=names[0], parameters=names[1])
+    return place(graph.proto, scheme, TARGET, torch_tensors=names[0], parameters=names[1])
 
 
 def _grids(

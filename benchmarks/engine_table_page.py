@@ -13,7 +13,11 @@ edit. Builder: {builder}. Machine: {machine}, busy with other work.
 Ranges come from two random images and weights are rounded to the nearest step of their largest
 value, so this table says what builds, how large it is, and that the file computes what the network
 computes; it says nothing about accuracy. No plan was run: that takes a GPU, and latency is
-**not measured** here. Placement is that of `--target rtx`: depthwise convolutions stay in float.
+**not measured** here. Placement is what `--target rtx` does by default: depthwise convolutions stay
+in float, w8a8 is a compact plan ([one scale per weight, float where INT8 would cost more bytes than
+it saves](engine_build.md)), and zero-points go into biases where these can take them. A build first
+equalises channels, so that one scale fits them; here that is left out, and `L2` of w8a8 shows it.
+T020 names the skips that a compact plan leaves in float.
 
 - `export`: CPU seconds of one thread from the network to the finished file, calibration left out.
 - `peak`: largest resident memory of the process meanwhile, torch and calibration included; rows

@@ -5,7 +5,8 @@
 mobilenet_v2 as ONNX Runtime's static quantization writes it (Q/DQ and QOperator, UINT8 and INT8
 activations, per tensor and per channel) and in the style of ModelOpt, each repaired by `check
 --fix` for rtx. Every row: whether the builder takes it before and after, the plan's bytes beside
-those of our own export calibrated on the same inputs, and how far the outputs moved. Then the time
+those of our own export calibrated on the same inputs, how far the outputs moved, and before and
+after how far both are from the float network on other photographs (`imagenet_tune`). Then the time
 of `check` on a Q/DQ graph of resnet50. The build needs no GPU.
 """
 
@@ -64,9 +65,9 @@ def exported(module: nn.Module) -> FloatGraph:
     return export_float(fold_batch_norm(trace(module, SHAPE)), SHAPE)
 
 
-def inputs(count: int, seed: int) -> np.ndarray:
+def inputs(count: int, seed: int, name: str = "imagenet_calib") -> np.ndarray:
     """Returns photographs where they stand beside the checkout, else normal numbers."""
-    archive = SHARED / "images/imagenet_calib.tar"
+    archive = SHARED / f"images/{name}.tar"
     if not archive.is_file():
         return np.random.default_rng(seed).standard_normal((count, *SHAPE), np.float32)
     weights = SHARED / "weights/mobilenet_v2.pth"
@@ -124,8 +125,31 @@ def logits(model: onnx.ModelProto, batch: np.ndarray) -> np.ndarray:
     return next(iter(found.values()))
 
 
+def judged(model: onnx.ModelProto, floats: np.ndarray, others: np.ndarray) -> dict[str, float]:
+    """Returns the distance of a graph from the float network's logits ``(N, classes)``."""
+    parts = [logits(model, batch) for batch in np.array_split(others, len(others) // 8)]
+    log_p, log_q = (log_softmax(found) for found in (floats, np.concatenate(parts)))
+    kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    return {
+        "kl_nats": round(float(kl.mean()), 5),
+        "kl_standard_error": round(float(kl.std() / len(kl) ** 0.5), 5),
+        "top1_agreement": float((log_p.argmax(axis=1) == log_q.argmax(axis=1)).mean()),
+    }
+
+
+def log_softmax(found: np.ndarray) -> np.ndarray:
+    """Returns log-probabilities, float64, of logits ``(N, classes)``."""
+    shifted = found.astype(np.float64) - found.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
 def row(
-    name: str, model: onnx.ModelProto, graph: FloatGraph, feed: np.ndarray, own_bytes: int
+    name: str,
+    model: onnx.ModelProto,
+    graph: FloatGraph,
+    feed: np.ndarray,
+    own_bytes: int,
+    judges: tuple[np.ndarray, np.ndarray],
 ) -> dict[str, object]:
     """Returns everything measured on one peer's graph."""
     before, refusal = plan_bytes(model)
@@ -163,6 +187,9 @@ def row(
         "moved_top1_agreement": proof.top1_agreement,
         "to_float_relative_l2_before": round(was.relative_l2, 5),
         "to_float_relative_l2_after": round(now.relative_l2, 5),
+        "zero_points_taken_up": sum("taken up" in change.what for change in fixed.applied),
+        "others_before": judged(model, *judges),
+        "others_after": judged(fixed.model, *judges),
         "to_float_top1_before": was.top1_agreement,
         "to_float_top1_after": now.top1_agreement,
     }
@@ -193,6 +220,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--random", action="store_true", help="random weights")
     parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--others", type=int, default=64, help="photographs to judge by")
     arguments = parser.parse_args()
     graph, weights = float_graph("mobilenet_v2", random=arguments.random)
     calib, feed = inputs(arguments.images, 0), inputs(8, 1)
@@ -200,9 +228,12 @@ def main() -> None:
     found = ranges(graph.proto, batches)
     own, refusal = plan_bytes(own_export(graph, TARGET, found))
     assert own is not None, refusal
+    others = inputs(arguments.others, 0, "imagenet_tune")
+    floats = [logits(graph.proto, batch) for batch in np.array_split(others, len(others) // 8)]
+    judges = np.concatenate(floats), others
     rows = []
     for name, model in peers(graph, batches, found):
-        rows.append(row(name, model, graph, feed, own))
+        rows.append(row(name, model, graph, feed, own, judges))
         shown = ("plan_over_own", "moved_relative_l2", "to_float_relative_l2_before")
         print(name, *(rows[-1][key] for key in (*shown, "to_float_relative_l2_after")), flush=True)
     result = {
@@ -210,6 +241,7 @@ def main() -> None:
         "weights": weights,
         "target": TARGET,
         "calibration_images": len(calib),
+        "other_images": len(others),
         "own_plan_bytes": own,
         "float_plan_bytes": plan_bytes(graph.proto)[0],
         "builder": load_api("tensorrt_rtx").title,

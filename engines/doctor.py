@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from fdda_deploy.config.engine import TARGET_OF_BACKEND, Backend
 from fdda_deploy.engines.device_memory import INSTALL as INSTALL_MEMORY
 from fdda_deploy.engines.device_memory import device_memory_library
 from fdda_deploy.engines.gpu import gpu_name, gpu_present
@@ -12,8 +12,6 @@ from fdda_deploy.engines.ort_run import INSTALL_CPU, INSTALL_GPU, import_onnxrun
 from fdda_deploy.engines.trt_api import INSTALL, TITLES, Flavour, load_api
 from fdda_deploy.errors import ConfigError, MissingBackendError
 
-Backend = Literal["tensorrt", "rtx", "ort-cpu"]
-TARGETS: dict[Backend, str] = {"tensorrt": "trt", "rtx": "rtx", "ort-cpu": "ort-cpu"}
 FLAVOURS: dict[str, Flavour] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 NO_GPU = "no NVIDIA GPU is visible"
 
@@ -82,14 +80,14 @@ def choose_backend(requested: str, target: str | None = None) -> BackendChoice:
     if requested == "auto":
         import_onnxruntime()
         return BackendChoice("ort-cpu", "--target ort-cpu was asked for.")
-    backend = next((name for name in TARGETS if name == requested), None)
+    backend = next((name for name in TARGET_OF_BACKEND if name == requested), None)
     if backend is None:
-        raise ConfigError(f"--backend {requested}: want auto, {', '.join(TARGETS)}.")
+        raise ConfigError(f"--backend {requested}: want auto, {', '.join(TARGET_OF_BACKEND)}.")
     if target == "ort-cpu" and backend != "ort-cpu":
         raise ConfigError(
             f"--target ort-cpu with --backend {requested}: its UINT8 activations, zero-points and "
             "INT32 biases are what TensorRT refuses (T003, T004, T015). Leave --backend out, or "
-            f"take --target {TARGETS[backend]}."
+            f"take --target {TARGET_OF_BACKEND[backend]}."
         )
     if backend == "ort-cpu":
         import_onnxruntime()
@@ -105,7 +103,7 @@ def choose_backend(requested: str, target: str | None = None) -> BackendChoice:
 
 def target_of(backend: Backend) -> str:
     """Returns the placement table that fits a backend: ``trt``, ``rtx`` or ``ort-cpu``."""
-    return TARGETS[backend]
+    return TARGET_OF_BACKEND[backend]
 
 
 def flavour_of(backend: Backend) -> Flavour:

@@ -16,10 +16,13 @@ from typing import Any
 
 from fdda_deploy.engines.messages import one_line
 from fdda_deploy.errors import BuildError
+from fdda_deploy.quant.element_types import TENSORRT_TYPES
 
 NODE = re.compile(r"==> Context: Bad node spec for node\. Name: (.*) OpType: (\S+)")
 MAX_BYTES = 2**31 - 1
 """No protobuf message, and so no ONNX model in one piece, is longer."""
+MICROSOFT = ("com.microsoft", "com.ms.")
+"""ONNX Runtime's domains, whose Q and DQ compute as ONNX's do."""
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 CONSTANTS = (("scale", "T005"), ("zero-point", "T003"))
 """Their second and third input, and the rule that wants each to be a constant."""
@@ -52,6 +55,8 @@ def require_sound_onnx(model: bytes) -> None:
     if broken:
         raise BuildError(f"ONNX name {broken[0]!r} is not UTF-8. Rename it and export again.")
     _require_constant_scales(parsed.graph, set())
+    _require_types(parsed.graph)
+    _require_own_domains(parsed)
 
 
 def load_onnx(path: Path) -> bytes:
@@ -76,6 +81,8 @@ def load_onnx(path: Path) -> bytes:
         raise BuildError(
             f"{path}: no ONNX model ({one_line(str(error))}). Export it again."
         ) from error
+    if not model.graph.node:
+        raise BuildError(f"{path}: no node in its graph. Want an ONNX file with a network.")
     outside = [tensor for tensor in _tensors(model) if _is_external(tensor)]
     if not outside:
         return data
@@ -162,6 +169,37 @@ def _require_constant_scales(graph: Any, varying: set[str]) -> None:
             _require_constant_scales(subgraph, varying)
         if varying.intersection(node.input) or inner:
             varying.update(node.output)
+
+
+def _require_types(graph: Any) -> None:
+    """Refuses inputs and outputs of a type that TensorRT lacks: its own words name neither."""
+    from onnx import TensorProto
+
+    known = {TensorProto.DataType.Value(name) for name in TENSORRT_TYPES}
+    for what, values in (("input", graph.input), ("output", graph.output)):
+        for value in values:
+            number = value.type.tensor_type.elem_type
+            if number and number not in known:
+                names = {value: name for name, value in TensorProto.DataType.items()}
+                raise BuildError(
+                    f"{what} {value.name!r} has type {names.get(number, number)}, which TensorRT "
+                    "does not have (T016). Export it in float32, or cut off what makes or reads it."
+                )
+
+
+def _require_own_domains(model: Any) -> None:
+    """Refuses another domain's operator with a name of ONNX's: the parser ignores the domain."""
+    import onnx
+
+    local = {(function.domain, function.name) for function in model.functions}
+    for node in model.graph.node:
+        foreign = node.domain not in {"", "ai.onnx"} and not node.domain.startswith(MICROSOFT)
+        if foreign and onnx.defs.has(node.op_type) and (node.domain, node.op_type) not in local:
+            raise BuildError(
+                f"{node.name or node.output[0]} ({node.domain}.{node.op_type}): TensorRT ignores "
+                f"the domain and would run ONNX's {node.op_type} (T016). Export it as ONNX "
+                "operators, or name it as your plugin is named."
+            )
 
 
 def _tensors(model: Any) -> Iterator[Any]:

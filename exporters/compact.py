@@ -44,8 +44,7 @@ def is_compact(scheme: Scheme, target: str) -> bool:
 
     Weights of fewer bits do not bear one scale for all their channels.
     """
-    eight = (scheme.weight_bits, scheme.act_bits, scheme.first_last_bits) == (8, 8, 8)
-    return target == "rtx" and scheme.numbers == "integer" and eight
+    return target == "rtx" and scheme.int8_throughout
 
 
 def place_compact(

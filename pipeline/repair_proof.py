@@ -35,6 +35,9 @@ WEIGHT_REPAIRS = ("R06", "R07")
 """Repairs that may round weights anew, and so change the float network a little."""
 FARTHER = 1.1
 """How much farther from its float network a graph may be after its repair."""
+MEAN_SLACK = 0.5
+"""Steps that the mean of a tensor may be off what its biases were to add; a wrong zero-point is off
+by one or more."""
 GRID_SLACK = 1.8
 """How much more a new grid may round than its wider steps explain: on few values up to sqrt(3)."""
 STEP_SLACK = 0.02
@@ -152,6 +155,7 @@ def _against_float(
         return None
     for probe in twins.probes:
         _require_grid(probe, floats)
+        _require_shift(probe, floats, again)
     reference = {name: floats[name] for name in wanted}
     apart = _compared(reference, again)
     rewritten = None if notation.exact else _run(notation.model, feed)[0]
@@ -197,6 +201,20 @@ def _require_grid(probe: Probe, floats: Mapping[str, Array]) -> None:
         f"keeps the range, and round by {over:.3g} times what they should (at most {GRID_SLACK}); "
         "nothing is written. Report this file, or accept the distance of the outputs with "
         "--tolerance."
+    )
+
+
+def _require_shift(probe: Probe, floats: Mapping[str, Array], again: Mapping[str, Array]) -> None:
+    if not probe.shift:
+        return
+    before, after = probe.means
+    moved = float(again[after]) - float(floats[before])
+    if abs(moved - probe.shift) <= MEAN_SLACK * probe.step:
+        return
+    raise ExportError(
+        f"tensor {probe.tensor}: its mean moved by {moved:.3g} and its zero-point stands for "
+        f"{probe.shift:.3g}, so biases took up another; nothing is written. Report this file, or "
+        "accept the distance of the outputs with --tolerance."
     )
 
 

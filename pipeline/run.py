@@ -14,6 +14,7 @@ from rich.console import Console
 
 from fdda_deploy import __version__
 from fdda_deploy.config import BuildConfig
+from fdda_deploy.config.compact_plan import require_compact_plan
 from fdda_deploy.engines.doctor import choose_backend, target_of
 from fdda_deploy.pipeline.allocator import keep_freed_memory
 from fdda_deploy.pipeline.distributed import Ranks, joined
@@ -122,6 +123,7 @@ def _build(
         until,
         ranks=ranks,
     )
+    require_compact_plan(config.quantize, context.target)
     keep_freed_memory()
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)

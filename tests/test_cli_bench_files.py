@@ -127,6 +127,11 @@ def test_own_feed_is_what_runs(files: Path, capsys: pytest.CaptureFixture[str]) 
     [
         ("bench digits --plot x.svg", 2, "--plot goes with .onnx, .plan, .engine, .trt files"),
         ("bench digits float.onnx", 2, "a second MODEL goes with"),
+        (
+            "bench times.json",
+            2,
+            "bench times.json: files of trtexec are given by a flag: --against",
+        ),
         ("bench float.onnx --layers", 2, "bench --layers: name one plan, and nothing else"),
         ("bench none.onnx", 1, "none.onnx: no such file"),
         ("bench float.onnx --batches 0", 2, "--batches 0: want whole numbers above 0"),

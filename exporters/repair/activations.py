@@ -2,13 +2,15 @@
 
 1. A tensor's Q, its DQs, and what only moves integers between them change together, or not at all.
 2. UINT8 with zero-point 128 is INT8 with zero-point 0 on the same scale: exact.
-3. Any other grid [low, high] becomes symmetric with `scale = max(|low|, |high|) / 127`. The grid
+3. A zero-point that biases can take up (`taken_up`) goes there: the same integers, all 256 steps.
+4. Any other grid [low, high] becomes symmetric with `scale = max(|low|, |high|) / 127`. The grid
    is coarser for it: behind a ReLU, where low is 0, each step is 255 / 127 times as wide, because
    the negative half of INT8 stays empty. The proof measures what it does to the outputs.
-4. A grid that starts at 0 also cut off what was negative. Quantizers rely on that and drop the
-   ReLU in front of it; so a Relu is put back, unless the tensor cannot be negative anyway.
-5. The pair is named after the tensor that it quantizes, shortly: a plan repeats every name.
-6. This is the last repair: until here the old grids tell where a ReLU was dropped.
+5. A grid that starts at 0 also cut off what was negative. Quantizers rely on that and drop the
+   ReLU in front of it; so a Relu is put back, unless the tensor cannot be negative anyway, or
+   the zero-point was taken up: then INT8's lowest value cuts off the same.
+6. The pair is named after the tensor that it quantizes, shortly: a plan repeats every name.
+7. This is the last repair: until here the old grids tell where a ReLU was dropped.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from fdda_deploy.exporters.repair.grids import Grid, grid_of
 from fdda_deploy.exporters.repair.implied import CARRIERS, implies_relu, rectified
 from fdda_deploy.exporters.repair.nodes import label
 from fdda_deploy.exporters.repair.record import Change, Repair
+from fdda_deploy.exporters.repair.taken_up import Shifter
 from fdda_deploy.exporters.rules.graph import Request, type_name
+from fdda_deploy.exporters.zero_points import Absorption
 
 _NEW_RELU = "a new Relu"
 
@@ -36,39 +40,62 @@ class _Replacements:
     graph: GraphEdit
     made: dict[tuple[object, ...], tuple[str, str]] = field(default_factory=dict)
 
-    def operands(self, grid: Grid, hint: str) -> tuple[str, str]:
-        if grid.key not in self.made:
-            new = grid.amax / np.float32(127)
-            scale = grid.scale if grid.symmetric else new.astype(grid.scale.dtype)
-            self.made[grid.key] = (
+    def operands(self, grid: Grid, hint: str, *, same_scale: bool) -> tuple[str, str]:
+        new = grid.amax / np.float32(127)
+        scale = grid.scale if same_scale else new.astype(grid.scale.dtype)
+        key = (scale.dtype.str, scale.tobytes())
+        if key not in self.made:
+            self.made[key] = (
                 self.graph.add_constant(f"{hint}_int8_scale", scale),
                 self.graph.add_constant(f"{hint}_int8_zero_point", np.zeros(scale.shape, np.int8)),
             )
-        return self.made[grid.key]
+        return self.made[key]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A Q with its DQs, and what is to become of them."""
+
+    quantize: onnx.NodeProto
+    grid: Grid
+    group: list[onnx.NodeProto]
+    relu: str
+    absorption: Absorption | None
 
 
 def _apply(graph: GraphEdit, request: Request) -> Iterator[Change]:
     del request  # the same for every target
-    replacements = _Replacements(graph)
-    found = [(node, grid_of(graph, node)) for node in graph.of_type("QuantizeLinear")]
-    wanted = [
-        (node, grid, _rectified(graph, node, grid))
-        for node, grid in found
-        if grid is not None and not grid.repaired and grid.axis is None
-    ]
-    for node, grid, relu in wanted:  # all decided on the old grids before one of them changes
+    replacements, shifter = _Replacements(graph), Shifter(graph)
+    pairs = list(_pairs(graph, shifter))  # all decided on the old grids before one of them changes
+    for pair in pairs:
+        node, grid, absorption = pair.quantize, pair.grid, pair.absorption
+        source, was = node.input[0], label(node)
+        words = "" if absorption is None else shifter.shift(absorption, grid)
+        operands = replacements.operands(
+            grid, source, same_scale=grid.symmetric or absorption is not None
+        )
+        for member in pair.group:
+            _move(graph, member, operands)
+            graph.name_after(member, f"{source}_{'q' if member is node else 'dq'}")
+        if pair.relu == _NEW_RELU:
+            graph.rewire(node, 0, _new_relu(graph, source))
+        elif pair.relu:
+            graph.rewire(node, 0, pair.relu)
+        yield Change(was, source, _words(grid, words, relu=bool(pair.relu)), grid.symmetric)
+    shifter.finish()
+
+
+def _pairs(graph: GraphEdit, shifter: Shifter) -> Iterator[_Pair]:
+    for node in graph.of_type("QuantizeLinear"):
+        grid = grid_of(graph, node)
+        if grid is None or grid.repaired or grid.axis is not None:
+            continue
         group = None if graph.tensor(node.input[0]) is not None else _group(graph, node, grid)
         if group is None:
             continue
-        source, was = node.input[0], label(node)
-        for member in group:
-            _move(graph, member, replacements.operands(grid, source))
-            graph.name_after(member, f"{source}_{'q' if member is node else 'dq'}")
-        if relu == _NEW_RELU:
-            graph.rewire(node, 0, _new_relu(graph, source))
-        elif relu:
-            graph.rewire(node, 0, relu)
-        yield Change(was, source, _words(grid, relu=bool(relu)), grid.symmetric)
+        absorption = None if grid.symmetric else shifter.found(node, grid)
+        relu = "" if absorption is not None else _rectified(graph, node, grid)
+        yield _Pair(node, grid, group, relu, absorption)
 
 
 def _new_relu(graph: GraphEdit, source: str) -> str:
@@ -84,11 +111,12 @@ def _rectified(graph: GraphEdit, node: onnx.NodeProto, grid: Grid) -> str:
     return rectified(graph, node.input[0]) or _NEW_RELU
 
 
-def _words(grid: Grid, *, relu: bool) -> str:
+def _words(grid: Grid, taken_up: str, *, relu: bool) -> str:
     was = f"{type_name(grid.dtype)}, zero-point {int(grid.zero_point)}"
     scale = float(grid.scale)
-    if grid.symmetric:
-        return f"{was} to INT8, zero-point 0, same scale {scale:.4g}"
+    if grid.symmetric or taken_up:
+        extra = f", {taken_up}" if taken_up else ""
+        return f"{was} to INT8, zero-point 0, same scale {scale:.4g}{extra}"
     new = float(grid.amax) / 127
     extra = ", the ReLU that it implied put back" if relu else ""
     return f"{was} to INT8, zero-point 0, scale {scale:.4g} to {new:.4g}{extra}"
@@ -134,6 +162,6 @@ REPAIR = Repair(
     "R12",
     ("T003", "T004"),
     "UINT8 and asymmetric activations become symmetric INT8.",
-    "The range is kept and the grid is coarser, up to 255 / 127 times behind a ReLU.",
+    "Biases take the zero-point up; where none can, the steps are up to 255 / 127 times as wide.",
     _apply,
 )

@@ -8,6 +8,8 @@ right graphs are far apart. So the pairs on activations are taken out of both gr
 3. Weights and biases stay as each graph has them, behind their own DequantizeLinear: the runtime
    computes them, not this package, so that a fault in a repair cannot repeat itself here.
 4. What is not an 8-bit pair with constant operands stays as it is, in both.
+5. Where biases took a zero-point up, INT8's lowest value is what cuts off below, and the mean of
+   the tensor has moved by exactly that.
 
 The two twins then compute the same, to float rounding. And because the first twin has the values
 that every grid was made for, the old and the new grid of a tensor are probed on those.
@@ -41,6 +43,8 @@ class Probe:
         widening: What keeping the range around zero-point 0 costs, in steps of the old grid: 1 to
             255 / 127.
         widened: A step of the new grid over what ``widening`` makes of one of the old.
+        shift: What biases added to the tensor, 0 where they took up no zero-point.
+        means: Where there is a shift, outputs with the tensor's mean: of the old twin, and the new.
     """
 
     tensor: str
@@ -49,6 +53,8 @@ class Probe:
     step: float
     widening: float
     widened: float
+    shift: float = 0.0
+    means: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
@@ -84,23 +90,26 @@ def float_twins(before: onnx.ModelProto, after: onnx.ModelProto) -> Twins:
     old, new = _editable(before), _editable(after)
     old_pairs, new_pairs = list(_pairs(old)), list(_pairs(new))
     matched = [(pair, *_matched(new, pair, old_pairs)) for pair in new_pairs]
-    made_of = [
-        (pair, _capped(new, pair) if known is not None and _is_relu6(old, known) else pair.source)
-        for pair, known, _ in matched
-    ]
+    made_of = [(pair, _read_as(new, pair, old, known)) for pair, known, _ in matched]
     floats = {id(pair): (pair, float_source(old, pair.quantize)) for pair in old_pairs}
     probes = [
-        _probe(old, known, (pair, rectified), (new, floats[id(known)][1]))
-        for pair, known, rectified in matched
+        _probe(old, known, (pair, rectified), (new, floats[id(known)][1], read))
+        for (pair, known, rectified), (_, read) in zip(matched, made_of, strict=True)
         if known is not None and not known.grid.same_as(pair.grid)
     ]
     for graph, pairs in ((old, floats.values()), (new, made_of)):
         for pair, name in pairs:
             _bypass(graph, pair, name)
     before, after = old.finish(), new.finish()
-    for name in (name for probe in probes for name in (probe.old, probe.new)):
-        before.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    for probe in probes:
+        _show(before, probe.old, probe.new, probe.means[0])
+        _show(after, probe.means[1])
     return Twins(before, after, tuple(probes))
+
+
+def _show(model: onnx.ModelProto, *names: str) -> None:
+    for name in filter(None, names):
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
 
 
 def _editable(model: onnx.ModelProto) -> GraphEdit:
@@ -147,12 +156,22 @@ def _matched(graph: GraphEdit, pair: _Pair, old_pairs: list[_Pair]) -> tuple[_Pa
     return best, rectified
 
 
-def _widening(old: _Pair) -> float:
+def _shift(old: _Pair, new: _Pair) -> float:
+    """Returns what biases added so that a grid of the same steps needs no zero-point, else 0."""
+    kept = old.grid.axis is None and float(old.grid.scale) == float(new.grid.scale.max())
+    if not kept or old.grid.symmetric or not new.grid.repaired:
+        return 0.0
+    return (int(old.grid.zero_point) - old.grid.middle) * float(old.grid.scale)
+
+
+def _widening(old: _Pair, new: _Pair) -> float:
+    if _shift(old, new):
+        return 1.0
     return float(old.grid.amax.max() / 127 / old.grid.scale.max())
 
 
 def _widened(old: _Pair, new: _Pair) -> float:
-    return float(new.grid.scale.max() / old.grid.scale.max()) / _widening(old)
+    return float(new.grid.scale.max() / old.grid.scale.max()) / _widening(old, new)
 
 
 def _is_relu6(graph: GraphEdit, pair: _Pair) -> bool:
@@ -161,14 +180,27 @@ def _is_relu6(graph: GraphEdit, pair: _Pair) -> bool:
     return stands_for_relu and float(pair.grid.amax) <= RELU6 * (1 + 1e-5)
 
 
-def _capped(graph: GraphEdit, pair: _Pair) -> str:
-    """Returns the pair's source cut off at 6, and not at 0: a ReLU that a repair forgot shows."""
+def _read_as(graph: GraphEdit, pair: _Pair, origin: GraphEdit, known: _Pair | None) -> str:
+    """Returns the pair's source with the ends that its new grid has to stand for.
+
+    Cut off at 6 and not at 0, so that a ReLU that a repair forgot shows; but where biases moved the
+    tensor, what INT8 itself cuts off was the ReLU.
+    """
+    if known is None:
+        return pair.source
+    shift, capped = _shift(known, pair), _is_relu6(origin, known)
+    low = -128 * float(pair.grid.scale) if shift and known.grid.starts_at_zero else None
     node = graph.producer(pair.source)
-    if node is not None and node.op_type == "Clip":
+    if low is None and (not capped or (node is not None and node.op_type == "Clip")):
         return pair.source
     output = graph.fresh(f"{pair.source}_capped")
-    high = graph.add_constant(f"{output}_high", np.asarray(RELU6, pair.grid.scale.dtype))
-    graph.add_node("Clip", [pair.source, "", high], output)
+    bounds = [
+        ""
+        if bound is None
+        else graph.add_constant(output, np.asarray(bound, pair.grid.scale.dtype))
+        for bound in (low, RELU6 + shift if capped else None)
+    ]
+    graph.add_node("Clip", [pair.source, *bounds], output)
     return output
 
 
@@ -182,18 +214,36 @@ def _probe(
     graph: GraphEdit,
     pair: _Pair,
     repaired: tuple[_Pair, bool],
-    origin: tuple[GraphEdit, str],
+    origin: tuple[GraphEdit, str, str],
 ) -> Probe:
     """Adds to ``graph`` the mean squared errors of the old and the new grid on one tensor."""
-    (other, rectified), (new, wanted) = repaired, origin
-    read = pair.source
+    (other, rectified), (new, wanted, read_as) = repaired, origin
+    read, shift, means = pair.source, _shift(pair, other), ("", "")
     if rectified:
         read = graph.fresh(f"{_PROBE}_relu")
         graph.add_node("Relu", [pair.source], read)
-    rows = ((graph, pair, pair.source), (new, other, read))
-    old, after = (_squared_error(graph, *row, wanted) for row in rows)
+    old = _squared_error(graph, graph, pair, pair.source, wanted)
+    if shift:
+        means = _mean(graph, wanted), _mean(new, read_as)
+        read, wanted = (_raised(graph, name, shift) for name in (read, wanted))
+    after = _squared_error(graph, new, other, read, wanted)
     step = float(pair.grid.scale.max())
-    return Probe(pair.source, old, after, step, _widening(pair), _widened(pair, other))
+    steps = _widening(pair, other), _widened(pair, other)
+    return Probe(pair.source, old, after, step, *steps, shift, means)
+
+
+def _mean(graph: GraphEdit, tensor: str) -> str:
+    mean = graph.fresh(f"{_PROBE}_mean")
+    graph.add_node("ReduceMean", [tensor], mean, keepdims=0)
+    graph.pinned.add(mean)
+    return mean
+
+
+def _raised(graph: GraphEdit, tensor: str, shift: float) -> str:
+    output = graph.fresh(f"{_PROBE}_raised")
+    amount = graph.add_constant(f"{output}_by", np.asarray(shift, np.float32))
+    graph.add_node("Add", [tensor, amount], output)
+    return output
 
 
 def _squared_error(graph: GraphEdit, owner: GraphEdit, pair: _Pair, read: str, wanted: str) -> str:
@@ -204,12 +254,10 @@ def _squared_error(graph: GraphEdit, owner: GraphEdit, pair: _Pair, read: str, w
         made = graph.fresh(f"{_PROBE}_{node.op_type}")
         graph.add_node(node.op_type, [read, *names], made).attribute.extend(node.attribute)
         read = made
-    error, single, squared, mean = (
-        graph.fresh(f"{_PROBE}_{what}") for what in ("error", "single", "squared", "mean")
+    error, single, squared = (
+        graph.fresh(f"{_PROBE}_{what}") for what in ("error", "single", "squared")
     )
     graph.add_node("Sub", [read, wanted], error)
     graph.add_node("Cast", [error], single, to=TensorProto.FLOAT)
     graph.add_node("Mul", [single, single], squared)
-    graph.add_node("ReduceMean", [squared], mean, keepdims=0)
-    graph.pinned.add(mean)
-    return mean
+    return _mean(graph, squared)

@@ -111,12 +111,13 @@ def output_axis(graph: GraphEdit, tensor: str, rank: int) -> int | None:
     for node, index in graph.readers(tensor):
         if node.op_type not in WEIGHTED_OPS or index != 1:
             return None
-        found.add(_axis_of_reader(node))
+        found.add(axis_of_reader(node))
     axis = found.pop() if len(found) == 1 else None
     return axis if axis is not None and axis < rank else None
 
 
-def _axis_of_reader(node: onnx.NodeProto) -> int | None:
+def axis_of_reader(node: onnx.NodeProto) -> int | None:
+    """Returns the output-channel axis of the weight that a Conv, ConvTranspose or Gemm reads."""
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB") else 1
     if node.op_type == "ConvTranspose":  # groups share this axis, so one scale a channel of each

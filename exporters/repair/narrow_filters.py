@@ -30,7 +30,7 @@ def _apply(graph: GraphEdit, request: Request) -> Iterator[Change]:
     for node in graph.of_type("Conv"):
         if (attribute(node, "group") or 1) == 1 or len(node.input) < 2:
             continue
-        quantize, weight = pair_before(graph, node.input[0]), _float_weight(graph, node.input[1])
+        quantize, weight = pair_before(graph, node.input[0]), weight_values(graph, node.input[1])
         if quantize is None or weight is None or weight.ndim < 2:
             continue
         if weight.shape[1] < RTX_MIN_CHANNELS_PER_GROUP:
@@ -42,7 +42,7 @@ def _apply(graph: GraphEdit, request: Request) -> Iterator[Change]:
             )
 
 
-def _float_weight(graph: GraphEdit, tensor: str) -> Array | None:
+def weight_values(graph: GraphEdit, tensor: str) -> Array | None:
     """Returns the float values of an 8-bit constant behind a DQ, None for anything else."""
     node: onnx.NodeProto | None = graph.producer(tensor)
     if node is None or node.op_type != "DequantizeLinear":

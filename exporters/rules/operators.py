@@ -15,6 +15,7 @@ from fdda_deploy.exporters.rules.graph import (
     Node,
     type_name,
 )
+from fdda_deploy.quant.element_types import TENSORRT_TYPES
 
 INTEGER_OPS = frozenset(
     {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"}
@@ -31,8 +32,21 @@ _FP8 = (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2)
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def foreign_operators(view: GraphView) -> Iterator[Problem]:
+def not_importable(view: GraphView) -> Iterator[Problem]:
     """T016."""
+    yield from _foreign_operators(view)
+    ends = (("input", view.inputs), ("output", view.model.graph.output))
+    for kind, values in ends:
+        for value in values:
+            number = value.type.tensor_type.elem_type
+            name = type_name(number) if value.type.HasField("tensor_type") else "no tensor"
+            if number and name not in TENSORRT_TYPES:
+                why = "TensorRT has no such element type, and its parser refuses the network."
+                repair = "Export it in float32, or cut off what makes or reads it."
+                yield Problem("", value.name, f"{kind} of type {name}", repair, why)
+
+
+def _foreign_operators(view: GraphView) -> Iterator[Problem]:
     for node in view.nodes:
         label = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         if node.domain.startswith(("com.microsoft", "com.ms.")):
@@ -48,6 +62,8 @@ def foreign_operators(view: GraphView) -> Iterator[Problem]:
         elif not _of_onnx(view, node):
             plugin = node.op_type.endswith("_TRT")  # how NVIDIA names the plugins that it ships
             why = "ONNX has no such operator; TensorRT takes it only with a plugin of this name."
+            if onnx.defs.has(node.op_type):
+                why = f"The parser ignores the domain and reads it as ONNX {node.op_type}."
             repair = "Export it as ONNX operators, or load the plugin where you build."
             severity = WARNING if plugin and not view.request.rtx else ERROR
             value = f"unknown operator {label}"
@@ -186,8 +202,8 @@ def _reason_for_float(view: GraphView, node: Node) -> tuple[str, str]:
 
 
 RULES = (
-    Rule("T016", ERROR, "No QLinear, Integer, com.microsoft or unknown operators.",
-         "TensorRT's parser has no importer for it.", foreign_operators),
+    Rule("T016", ERROR, "No QLinear, Integer, com.microsoft or unknown operators and types.",
+         "TensorRT's parser has no importer for it.", not_importable),
     Rule("T017", ERROR, "The scale of Q has its input's type; float operands share one type.",
          "Strongly typed networks do not convert between float types on their own.",
          float_types_agree),

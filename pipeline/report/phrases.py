@@ -6,6 +6,7 @@ import math
 import unicodedata
 
 NOT_MEASURED = "not measured"
+PORTABLE = "portable plan, built without a GPU"
 MINUS = "\u2212"
 TIMES = "\u00d7"
 SPACE = "\u00a0"

@@ -10,6 +10,7 @@ from fdda_deploy.pipeline.report.mixed import mixed_summary
 from fdda_deploy.pipeline.report.parts import Accuracy, Sizes, Timing
 from fdda_deploy.pipeline.report.phrases import (
     NOT_MEASURED,
+    PORTABLE,
     change_of_size,
     counted,
     decimal,
@@ -36,6 +37,7 @@ def summary_rows(report: Report, *, folder: Path | None = None) -> list[tuple[st
         *([("max drop", mixed_summary(report["mixed"]))] if report["mixed"] else []),
         ("ONNX", _onnx(report["bytes"])),
         ("plan", _plan(report)),
+        *_engine_rows(report["engine"] or {}),
         ("GPU latency", _latency(report["bench"]["gpu"])),
     ]
     if report["bench"]["cpu"] is not None:
@@ -64,7 +66,14 @@ def stage_rows(stage: str, record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if stage == "check":
         parts = (counted(record[f"{name}s"], name) for name in ("error", "warning", "note"))
         return [("rules", ", ".join(parts))]
-    return []
+    return _engine_rows(record) if stage == "engine" else []
+
+
+def _engine_rows(engine: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what the engine did otherwise than asked, if anything."""
+    told = (engine.get("detail") or "") if engine.get("status") == "built" else ""
+    told = told.replace(PORTABLE, "").strip("; ")
+    return [("engine", plain(told))] if told else []
 
 
 def _accuracy_rows(accuracy: Accuracy | None) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from fdda_deploy.engines.trt_api import TrtApi, load_api
 from fdda_deploy.engines.trt_build import BuiltPlan, build_plan
 from fdda_deploy.engines.trt_calibrator import make_calibrator, record_of, told
 from fdda_deploy.pipeline.progress import Progress
+from fdda_deploy.pipeline.report.phrases import PORTABLE
 from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
 from fdda_deploy.pipeline.stages.exporting import QDQ
 from fdda_deploy.pipeline.stages.images import Pool
@@ -81,7 +82,7 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
         spent = json.loads(json.dumps(attribute(built.plan, graph.read_bytes()).to_json()))
         (folder / PLAN_BYTES).write_text(json.dumps(spent, indent=1), encoding="utf-8")
     if not options.compute_capabilities and not gpu_present():
-        notes.append("portable plan, built without a GPU")
+        notes.append(PORTABLE)
     notes += built.notes
     return {
         "backend": built.backend,

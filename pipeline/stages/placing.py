@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import fx
 
+from fdda_deploy.config.compact_plan import channel_setter, require_compact_plan
 from fdda_deploy.exporters.compact import is_compact, place_compact
 from fdda_deploy.exporters.placement import place
 from fdda_deploy.pipeline.quantization.convert import GraphMap, QuantNetwork, convert
@@ -44,11 +45,14 @@ def compacts(context: RunContext) -> bool:
     """Whether this build trades for a small plan (`exporters.compact`): where it can, unless told.
 
     Never under methods that set grids channel by channel, nor as the published recipe has it.
+
+    Raises:
+        ConfigError: It was asked for by name, and cannot be here.
     """
     settings, recipe = context.config.quantize, context.recipe
-    by_channel = settings.scale_search != "none" or settings.psg or settings.scale_clip is not None
     published = recipe is not None and not recipe.quantize_everything
-    wanted = settings.compact_plan and not by_channel and not published
+    require_compact_plan(settings, context.target, published=published)
+    wanted = settings.compact_plan is not False and not channel_setter(settings) and not published
     return wanted and is_compact(settings.scheme, context.target)
 
 

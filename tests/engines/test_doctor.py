@@ -7,13 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from fdda_deploy.engines.doctor import (
-    TARGETS,
-    backend_reports,
-    choose_backend,
-    flavour_of,
-    target_of,
-)
+from fdda_deploy.config.engine import TARGET_OF_BACKEND
+from fdda_deploy.engines.doctor import backend_reports, choose_backend, flavour_of, target_of
 from fdda_deploy.engines.gpu import gpu_present
 from fdda_deploy.engines.trt_api import available_apis, load_api
 from fdda_deploy.errors import ConfigError, MissingBackendError
@@ -130,7 +125,7 @@ def test_unknown_backend_lists_the_known_ones() -> None:
 
 
 def test_each_backend_has_its_placement_table_and_its_flavour() -> None:
-    assert {name: target_of(name) for name in TARGETS} == {
+    assert {name: target_of(name) for name in TARGET_OF_BACKEND} == {
         "tensorrt": "trt",
         "rtx": "rtx",
         "ort-cpu": "ort-cpu",

@@ -166,3 +166,52 @@ def test_any_place_of_weights_is_read_or_refused(
     with pytest.raises(BuildError) as caught:
         load_onnx(folder / "m.onnx")
     assert "\n" not in str(caught.value)
+
+
+def moved(kind: int, domain: str = "", *, local: bool = False) -> onnx.ModelProto:
+    """x -> Relu -> y, the Relu of some domain, on one element type."""
+    ends = [helper.make_tensor_value_info(name, kind, [1, 4]) for name in ("x", "y")]
+    node = helper.make_node("Relu", ["x"], ["y"], "rectify", domain=domain)
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", 21)]
+    opsets += [helper.make_opsetid(domain, 1)] if domain else []
+    body = helper.make_node("Abs", ["x"], ["y"])
+    function = helper.make_function(domain, "Relu", ["x"], ["y"], [body], opsets[:1])
+    functions = [function] if local else []
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=functions)
+
+
+@pytest.mark.parametrize("kind", ["INT16", "FLOAT8E5M2"])
+def test_an_input_of_a_type_that_tensorrt_lacks_is_named(kind: str) -> None:
+    message = refusal(moved(TensorProto.DataType.Value(kind)))
+    assert message == (
+        f"input 'x' has type {kind}, which TensorRT does not have (T016). Export it in float32, or "
+        "cut off what makes or reads it."
+    )
+
+
+def test_an_output_of_such_a_type_is_named_too() -> None:
+    model = moved(TensorProto.FLOAT)
+    model.graph.node[0].CopyFrom(
+        helper.make_node("Cast", ["x"], ["y"], "cast", to=TensorProto.UINT16)
+    )
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT16
+    assert refusal(model).startswith("output 'y' has type UINT16, which TensorRT does not have")
+
+
+def test_an_operator_that_only_sounds_like_one_of_onnx_is_refused() -> None:
+    message = refusal(moved(TensorProto.FLOAT, "my.own"))
+    assert message == (
+        "rectify (my.own.Relu): TensorRT ignores the domain and would run ONNX's Relu (T016). "
+        "Export it as ONNX operators, or name it as your plugin is named."
+    )
+
+
+def test_a_function_of_the_model_itself_may_have_that_name() -> None:
+    require_sound_onnx(moved(TensorProto.FLOAT, "my.own", local=True).SerializeToString())
+
+
+def test_a_file_without_a_network_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.onnx").touch()
+    with pytest.raises(BuildError, match=r"empty\.onnx: no node in its graph\. Want an ONNX file"):
+        load_onnx(tmp_path / "empty.onnx")

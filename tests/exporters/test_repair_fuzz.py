@@ -7,6 +7,7 @@ import pytest
 import repair_graphs as graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shiftable_graphs import chain, residual
 from test_trt_rules_fuzz import DAMAGES
 
 from fdda_deploy.errors import FddaDeployError
@@ -25,6 +26,8 @@ MODELS = tuple(
         graphs.qlinear_conv(),
         graphs.microsoft("QLinearConcat"),
         graphs.wrong_axis(),
+        chain(60, between="Relu").model("end"),
+        residual(),
     )
 )
 

@@ -13,6 +13,7 @@ from trt_rules_graphs import FLOAT16, FP8, INT4, INT8
 
 from fdda_deploy.exporters.rules.versions import GONE_FLAGS
 from fdda_deploy.exporters.trt_rules import check
+from fdda_deploy.quant.element_types import TENSORRT_TYPES
 
 pytest.importorskip("tensorrt_rtx_libs", reason="the TensorRT-RTX wheels are not installed")
 trt = pytest.importorskip("tensorrt_rtx_bindings", reason="the RTX wheels are not installed")
@@ -87,6 +88,7 @@ REFUSED = {
     "T016 ConvInteger": ("T016", graphs.foreign("ConvInteger")),
     "T016 DynamicQuantizeLinear": ("T016", graphs.foreign("DynamicQuantizeLinear")),
     "T016 FusedConv": ("T016", graphs.foreign("FusedConv", "com.microsoft")),
+    "T016 type of an input": ("T016", graphs.typed(TensorProto.INT16)),
     "T016 unknown": ("T016", graphs.foreign("Swirl", "my.own")),
     "T016 a plugin that is not there": ("T016", graphs.foreign("Swirl_TRT")),
     "T017 operands": ("T017", graphs.mixed_types(mixed=True)),
@@ -127,6 +129,14 @@ def test_what_passes_without_error_is_built(model: onnx.ModelProto) -> None:
     assert builds(model)
 
 
+@pytest.mark.parametrize("name", sorted(set(TensorProto.DataType.keys()) - {"UNDEFINED"}))
+def test_the_element_types_are_those_that_the_parser_takes(name: str) -> None:
+    network = trt.Builder(LOG).create_network(0)
+    model = graphs.typed(TensorProto.DataType.Value(name))
+    taken = trt.OnnxParser(network, LOG).parse(model.SerializeToString())
+    assert taken == (name in TENSORRT_TYPES)
+
+
 SOFTER_ON_RTX = {
     "T001 opset 26": ("T001", graphs.conv(opset=26)),
     "T007 activation per channel": ("T007", graphs.conv(act_scale=[0.02] * 16)),
@@ -150,6 +160,7 @@ STRICTER = {
     "T004 UINT8 becomes INT8": ("T004", graphs.pair(zero_type=TensorProto.UINT8)),
     "T005 infinite scale": ("T005", graphs.pair(scale=float("inf"))),
     "T005 subnormal scale": ("T005", graphs.pair(scale=1e-40)),
+    "T016 ONNX's name in another domain": ("T016", graphs.foreign("Gelu", "my.own")),
     "T017 FLOAT scale on FLOAT16": ("T017", graphs.pair(x_type=FLOAT16)),
 }
 

@@ -198,6 +198,12 @@ def moved_weight(*, by: str = "") -> onnx.ModelProto:
     return g.model(g.add("Conv", x, w))
 
 
+def typed(dtype: int) -> onnx.ModelProto:
+    """Values of one type, moved from the input to the output."""
+    g = Graph(dtype=dtype)
+    return g.model(g.add("Identity", "x"), dtype=dtype)
+
+
 def foreign(op: str, domain: str = "") -> onnx.ModelProto:
     """One operator of ONNX Runtime's own, or of the integer family."""
     g = Graph()

@@ -117,6 +117,11 @@ def bench(options: BenchFlags) -> None:
 
 
 def _bench_network(options: BenchFlags) -> None:
+    if (options.model or "").lower().endswith(".json"):
+        raise UsageFaultError(
+            f"bench {options.model}: files of trtexec are given by a flag: --against for its "
+            "times, beside an .onnx file or plan; --layer-profile and --layer-info for its layers."
+        )
     given = sorted(name for name in _FILE_FLAGS if getattr(options, name) is not None)
     if given:
         flag = "a second MODEL" if given == ["more"] else f"--{given[0].replace('_', '-')}"

@@ -174,7 +174,7 @@ class Options:
         bool | None,
         option(
             BITS,
-            "w8a8 on rtx: coarser scales, smaller plan.",
+            "w8a8 on rtx: coarser scales, smaller plan; default there.",
             flag="--compact-plan/--no-compact-plan",
         ),
     ] = None

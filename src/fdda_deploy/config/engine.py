@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fdda_deploy.config.values import Section, limited
 from fdda_deploy.errors import ConfigError
 
 BACKENDS = ("auto", "tensorrt", "rtx", "ort-cpu")
 TARGETS = ("trt", "rtx", "ort-cpu")
+Backend = Literal["tensorrt", "rtx", "ort-cpu"]
+TARGET_OF_BACKEND: dict[Backend, str] = {"tensorrt": "trt", "rtx": "rtx", "ort-cpu": "ort-cpu"}
 HARDWARE_LEVELS = ("ampere-plus", "same-compute-capability")
 CALIBRATORS = ("own", "trt")
 USUAL_BATCHES = (1, 8, 64)
@@ -81,6 +84,12 @@ class EngineConfig(Section):
         asked = (batch_size, low, self.opt_batch or 1, *self.bench_batches)
         high = self.max_batch or max(usual_high, *asked)
         return low, self.opt_batch or max(low, min(usual_best, high)), high
+
+    @property
+    def stated_target(self) -> str | None:
+        """Whose placement table was asked for, by name or by backend; None leaves it open."""
+        named = next((name for name in TARGET_OF_BACKEND if name == self.backend), None)
+        return self.target or (None if named is None else TARGET_OF_BACKEND[named])
 
     @property
     def workspace_bytes(self) -> int | None:

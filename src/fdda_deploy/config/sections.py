@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fdda_deploy.config.compact_plan import as_published, require_compact_plan
 from fdda_deploy.config.engine import EngineConfig
 from fdda_deploy.config.values import Section, limited, title_of
 from fdda_deploy.errors import ConfigError
@@ -152,6 +153,7 @@ class QuantizeConfig(Section):
         compact_plan: w8a8 on ``rtx`` trades for a plan that is half as large or less: one scale per
             weight, one per shape of activations, and float where INT8 costs more bytes than it
             saves; not with ``scale_search``, ``psg`` or ``scale_clip``, which set each channel's.
+            None does so wherever it can; True refuses where it cannot.
     """
 
     weight_bits: int = 4
@@ -170,7 +172,7 @@ class QuantizeConfig(Section):
     finetune_loss: str = limited("fdda", choices=FINETUNE_LOSSES)
     psg: bool = False
     scale_clip: float | None = limited(None, minimum=1.1, maximum=100.0)
-    compact_plan: bool = True
+    compact_plan: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -231,6 +233,9 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         self.engine.require_batch(self.run.batch_size, "--batch-size")
+        require_compact_plan(
+            self.quantize, self.engine.stated_target, published=as_published(self.synthesis)
+        )
         if self.data.tune_data is not None and self.quantize.max_drop is None:
             raise ConfigError(
                 f"--tune-data {self.data.tune_data}: only --max-drop uses it, which is not given. "

@@ -73,6 +73,12 @@ class Scheme:
         return self.act_bits == 16
 
     @property
+    def int8_throughout(self) -> bool:
+        """Weights and activations are integers of 8 bits, those of the first and last layer too."""
+        widths = self.weight_bits, self.act_bits, self.first_last_bits
+        return self.numbers == "integer" and widths == (8, 8, 8)
+
+    @property
     def runs_as(self) -> str:
         """One sentence on what NVIDIA hardware executes for this scheme, for the report."""
         if self.numbers != "integer":

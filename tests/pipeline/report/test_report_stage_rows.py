@@ -6,6 +6,7 @@ from typing import Any
 
 from report_sample import full_report
 
+from fdda_deploy.pipeline.report.phrases import PORTABLE
 from fdda_deploy.pipeline.report.summary import stage_rows
 
 
@@ -35,3 +36,12 @@ def test_check_counts_findings_or_says_that_the_rules_do_not_apply() -> None:
 
 def test_other_stages_let_their_files_speak() -> None:
     assert stage_rows("export", {}) == []
+
+
+def test_engine_says_what_was_done_otherwise_than_asked() -> None:
+    told = "--calibrator trt: TensorRT-RTX 1.7.1.116 has no calibrators; ours went in"
+    for detail in (told, f"{told}; {PORTABLE}", f"{PORTABLE}; {told}"):
+        assert stage_rows("engine", {"status": "built", "detail": detail}) == [("engine", told)]
+    assert stage_rows("engine", {"status": "built", "detail": PORTABLE}) == []
+    assert stage_rows("engine", {"status": "built", "detail": None}) == []
+    assert stage_rows("engine", {"status": "skipped", "detail": "there is no plan"}) == []
