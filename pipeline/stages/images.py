@@ -97,7 +97,7 @@ class Pool:
             parts.append(self.real.load(self._some(len(self.real), min(count, real)))[0])
         if self.synthetic is not None and real < count:
             parts.append(self.synthetic[0][: min(synthetic, count - real)])
-        return torch.cat(parts)
+        return _joined(parts)
 
     def held_out(self) -> Tensor:
         """Returns the images that judge fine-tuning and that no step trains on.
@@ -109,7 +109,7 @@ class Pool:
             parts.append(self.real.load(self._order(len(self.real))[-held:])[0])
         if self.synthetic is not None and (held := self._num_held(self.num_synthetic)):
             parts.append(self.synthetic[0][-held:])
-        return torch.cat(parts) if parts else self.sample(_MOST_HELD_OUT)
+        return _joined(parts) if parts else self.sample(_MOST_HELD_OUT)
 
     def draws(self) -> list[Draw]:
         """Returns one batch source per kind of image, held-out ones excluded."""
@@ -155,3 +155,8 @@ class Pool:
     def _some(self, count: int, wanted: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Returns ``wanted`` indices; taken from the front of the order, held-out ones are last."""
         return np.sort(self._order(count)[:wanted])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Returns all images; those of one kind without a copy, which may be hundreds of megabytes."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

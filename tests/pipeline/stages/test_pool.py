@@ -87,6 +87,13 @@ def test_a_kind_that_is_not_there_is_refused(
         pool(tmp_path, real, made).calibration_counts(asked)
 
 
+def test_images_of_one_kind_are_not_copied(tmp_path: Path):
+    found = pool(tmp_path, 0, 60)
+    assert found.synthetic is not None
+    assert found.sample(20).data_ptr() == found.synthetic[0].data_ptr()
+    assert found.held_out().untyped_storage().data_ptr() == found.synthetic[0].data_ptr()
+
+
 @pytest.mark.parametrize(("real", "made"), [(60, 0), (0, 60), (60, 45), (10, 60), (60, 10)])
 def test_no_step_trains_on_an_image_that_judges(tmp_path: Path, real: int, made: int) -> None:
     found = pool(tmp_path, real, made)
