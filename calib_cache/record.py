@@ -83,7 +83,8 @@ class CalibrationRecord:
         schema: Version of the file format, 1.
 
     Raises:
-        CalibrationError: An unexcited tensor with a scale that a grid could hold, or a second one.
+        CalibrationError: An unexcited tensor with a scale that a grid could hold, or a second one;
+            a name with half of a surrogate pair, which JSON can hold and no ONNX file can.
     """
 
     tensors: Mapping[str, TensorCalibration]
@@ -98,6 +99,8 @@ class CalibrationRecord:
     schema: int = field(default=SCHEMA)
 
     def __post_init__(self) -> None:
+        for name in (*self.tensors, *self.unexcited):
+            _require_unicode(name)
         for name, scale in self.unexcited.items():
             if not 0 <= scale < SMALLEST_SCALE or name in self.tensors:
                 raise CalibrationError(
@@ -211,6 +214,15 @@ def tensor_to_plain(tensor: TensorCalibration) -> dict[str, Any]:
         "block_size": qparams.block_size,
     }
     return dict(sorted(plain.items()))
+
+
+def _require_unicode(name: str) -> None:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CalibrationError(
+            f"tensor name {record_json.shown(name)} is not valid Unicode. Rename the tensor."
+        ) from error
 
 
 def _tensor_from_plain(name: str, plain: dict[str, Any]) -> TensorCalibration:

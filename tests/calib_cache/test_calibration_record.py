@@ -189,3 +189,12 @@ def test_every_change_is_named() -> None:
     assert changed is not None
     assert changed.count("changed") == 3
     assert "images changed from sha256:d to none" in changed
+
+
+def test_half_of_a_surrogate_pair_is_no_name_in_a_record_or_its_file() -> None:
+    tensor = example().tensors["input"]
+    with pytest.raises(CalibrationError, match=r"tensor name 'a\\ud800' is not valid Unicode\."):
+        record_of(**{"a\ud800": tensor})
+    escaped = example().to_json().replace('"input"', r'"\udfff"')
+    with pytest.raises(CalibrationError, match=r"tensor name '\\udfff' is not valid Unicode\."):
+        CalibrationRecord.from_json(escaped)
