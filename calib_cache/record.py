@@ -100,7 +100,7 @@ class CalibrationRecord:
 
     def __post_init__(self) -> None:
         for name in (*self.tensors, *self.unexcited):
-            _require_unicode(name)
+            record_json.require_unicode(name)
         for name, scale in self.unexcited.items():
             if not 0 <= scale < SMALLEST_SCALE or name in self.tensors:
                 raise CalibrationError(
@@ -214,15 +214,6 @@ def tensor_to_plain(tensor: TensorCalibration) -> dict[str, Any]:
         "block_size": qparams.block_size,
     }
     return dict(sorted(plain.items()))
-
-
-def _require_unicode(name: str) -> None:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise CalibrationError(
-            f"tensor name {record_json.shown(name)} is not valid Unicode. Rename the tensor."
-        ) from error
 
 
 def _tensor_from_plain(name: str, plain: dict[str, Any]) -> TensorCalibration:

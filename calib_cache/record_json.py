@@ -208,6 +208,24 @@ def shown(name: str) -> str:
     return line if len(line) <= 80 else f"{line[:77]}..."
 
 
+def require_unicode(name: str, where: str = "") -> None:
+    """Refuses a tensor name with half of a surrogate pair, which no ONNX file can hold.
+
+    Args:
+        name: Of a tensor.
+        where: What the message begins with.
+
+    Raises:
+        CalibrationError: It has one.
+    """
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CalibrationError(
+            f"{where}tensor name {shown(name)} is not valid Unicode. Rename the tensor."
+        ) from error
+
+
 def _number(value: object, named: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise CalibrationError(f"{named}: want a number, got {_kind(value)}.")

@@ -198,12 +198,7 @@ def _entry(number: int, line: str) -> tuple[str, np.float32]:
 
 
 def _check_name(name: str) -> None:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise CalibrationError(
-            f"calibration table: tensor name {_shown(name)} is not valid Unicode."
-        ) from error
+    record_json.require_unicode(name, "calibration table: ")
     if not name or "\n" in name:
         raise CalibrationError(
             f"calibration table: tensor name {_shown(name)} is empty or has a line break, which "

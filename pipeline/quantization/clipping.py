@@ -34,7 +34,7 @@ class ChannelSample:
         spread = torch.arange(wanted, device=x.device)
         position = ((spread + offset) * (each / wanted)).long().clamp_max(each - 1)
         taken = flat.gather(2, position[:, None, :].expand(-1, flat.shape[1], -1))
-        # Three digits tell which of sixteen steps a value falls on.
+        # bfloat16's eight bits tell which of sixteen steps a value falls on.
         self._parts.append(taken.transpose(0, 1).flatten(1).bfloat16())
         self._images += count
 

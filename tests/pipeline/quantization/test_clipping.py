@@ -76,7 +76,7 @@ def test_every_place_of_an_image_is_sampled_sometimes():
     assert set(sample.values()[0].tolist()) == set(range(64))
 
 
-def test_values_are_those_of_the_image_in_three_digits():
+def test_values_are_those_of_the_image_in_eight_bits():
     x = drawn(4, 2, 3, 3)
     sample = ChannelSample()
     sample.add(x)  # nine places: all are taken

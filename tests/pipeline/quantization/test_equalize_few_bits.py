@@ -47,7 +47,7 @@ def test_channels_come_to_one_worth_instead_of_one_maximum():
     alive = before > before.max() / MOST
     assert alive.sum() > 3
     wanted = before.max().expand(int(alive.sum()))
-    torch.testing.assert_close(after[alive], wanted, rtol=1e-2, atol=0)  # samples have three digits
+    torch.testing.assert_close(after[alive], wanted, rtol=1e-2, atol=0)  # samples have eight bits
 
 
 def test_the_function_stays_where_nothing_clips():
