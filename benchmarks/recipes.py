@@ -2,6 +2,8 @@ r"""What each way of making calibration images costs in accuracy: recipe by sche
 
     python benchmarks/recipes.py --out benchmarks/results/recipes.json \
         --plot benchmarks/results/recipes.svg --recipe zeroq genie fdda real --scheme w8a8 w4a8
+    python benchmarks/recipes.py --out benchmarks/results/no_data.json --recipe genie \
+        --network mobilenet_v2 mobilenet_v1_075 --scheme w8a8 w4a8 --num-images 256
 
 Each row is one `fdda-deploy build --effort fast --target trt`: same network, same quantizer, same
 test images, so that rows differ in the images alone. ``none`` calibrates on Gaussian noise,
@@ -30,10 +32,11 @@ from fdda_deploy.pipeline.workspace import code_digest
 
 RECIPES = ["none", "zeroq", "gdfq", "dsg", "lrq", "genie", "fdda", "real"]
 SCHEMES = ["w8a8", "w4a8", "w4a4"]
-NETWORK = "cifar_resnet20"
+NETWORKS = ["cifar_resnet20", "mobilenet_v2", "mobilenet_v1_075"]
+"""The first is measured where none is named. ImageNet's 1000 photographs are one of each class."""
 CIFAR = SHARED / "cifar10.npz"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""The network's preprocessing, which says what Gaussian noise looks like as pixels."""
+"""The CIFAR network's preprocessing, which says what Gaussian noise looks like as pixels."""
 NUM_IMAGES = 512
 """Images of a row unless said otherwise: the build's own default at 32 px."""
 
@@ -56,8 +59,16 @@ def one_per_class(labels: NDArray[np.integer], seed: int) -> NDArray[np.int64]:
     return places
 
 
-def image_options(recipe: str, count: int, seed: int, folder: Path) -> list[str]:
-    """Returns the build's options that say where its images come from; writes those it needs."""
+def image_options(
+    recipe: str, count: int, seed: int, folder: Path, network: str = NETWORKS[0]
+) -> list[str]:
+    """Returns the build's options that say where its images come from; writes those it needs.
+
+    Raises:
+        ValueError: Noise for a network of photographs.
+    """
+    if network != NETWORKS[0]:
+        return _photograph_options(recipe, count)
     path = folder / f"images-{recipe}-{seed}.npz"
     if recipe == "none":
         np.savez(path, x=noise_images(count, 32, seed))
@@ -72,6 +83,16 @@ def image_options(recipe: str, count: int, seed: int, folder: Path) -> list[str]
         places = one_per_class(data["train_y"], seed)
         np.savez(path, x=data["train_x"][places], y=data["train_y"][places])
     return [*made, "--calib-data", str(path)]
+
+
+def _photograph_options(recipe: str, count: int) -> list[str]:
+    if recipe == "none":
+        raise ValueError("noise is made at 32 px alone")
+    photographs = ["--calib-data", str(SHARED / "images/imagenet_calib.tar")]
+    if recipe == "real":
+        return ["--recipe", "none", *photographs, "--calib-limit", str(count)]
+    made = ["--recipe", recipe, "--num-images", str(count)]
+    return [*made, *photographs] if recipe == "fdda" else made
 
 
 def without_images(job: Sequence[str]) -> list[str]:
@@ -154,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--network", nargs="*", default=NETWORKS[:1], choices=NETWORKS)
     parser.add_argument("--recipe", nargs="*", default=RECIPES, choices=RECIPES)
     parser.add_argument("--scheme", nargs="*", default=SCHEMES, choices=SCHEMES)
     parser.add_argument("--num-images", type=int, default=NUM_IMAGES)
@@ -164,33 +186,38 @@ def main() -> None:
         rows = json.loads(arguments.out.read_text(encoding="utf-8"))["rows"]
     wanted: list[Row] = [
         {
-            "network": NETWORK,
+            "network": network,
             "recipe": recipe,
             "scheme": scheme,
             "images": arguments.num_images,
             "seed": seed,
         }
+        for network in arguments.network
         for seed in arguments.seeds
         for recipe in arguments.recipe
         for scheme in arguments.scheme
     ]
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:  # a seed's schemes find its images there
         for key in missing(rows, wanted):
             rows.append(_row(key, Path(scratch)))
             _write(rows, arguments.out)
-    alike = [row for row in rows if row["images"] == arguments.num_images]
-    print("\n".join(table(alike)))
+    rows = [row for row in rows if row["images"] == arguments.num_images]
+    for network in arguments.network:
+        alike = [row for row in rows if row["network"] == network]
+        print(network, *table(alike), sep="\n")
     if arguments.plot is not None and alike:
         draw(alike, arguments.plot)
 
 
 def _row(key: Row, folder: Path) -> Row:
     """Runs one build; the schemes of a recipe share a folder, so its images are made once."""
-    recipe, count, seed = str(key["recipe"]), int(key["images"]), int(key["seed"])
-    name = f"{NETWORK} on {recipe}"
-    JOBS[name] = [*without_images(JOBS[NETWORK]), *image_options(recipe, count, seed, folder)]
+    network, recipe = str(key["network"]), str(key["recipe"])
+    count, seed = int(key["images"]), int(key["seed"])
+    name = f"{network} on {recipe}"
+    images = image_options(recipe, count, seed, folder, network)
+    JOBS[name] = [*without_images(JOBS[network]), *images]
     options = ["--target", "trt", "--effort", "fast", "--seed", str(seed), "--quiet"]
-    row = measured(name, str(key["scheme"]), folder / f"{recipe}-{seed}", options)
+    row = measured(name, str(key["scheme"]), folder / f"{network}-{recipe}-{seed}", options)
     return {**row, **key, "effort": "fast", "code": code_digest()[:12]}
 
 

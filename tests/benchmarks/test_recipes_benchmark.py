@@ -55,6 +55,18 @@ def test_recipes_without_data_are_given_none(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_photographs_are_given_to_the_recipes_that_take_real_images():
+    def options(recipe: str) -> list[str]:
+        return recipes.image_options(recipe, 64, 0, Path("unused"), "mobilenet_v2")
+
+    assert options("genie") == ["--recipe", "genie", "--num-images", "64"]
+    photographs = ["--calib-data", str(recipes.SHARED / "images/imagenet_calib.tar")]
+    assert options("fdda") == ["--recipe", "fdda", "--num-images", "64", *photographs]
+    assert options("real") == ["--recipe", "none", *photographs, "--calib-limit", "64"]
+    with pytest.raises(ValueError, match="noise is made at 32 px alone"):
+        options("none")
+
+
 def test_noise_is_written_for_the_row_without_a_recipe(tmp_path):
     options = recipes.image_options("none", 16, 0, tmp_path)
     assert options[:3] == ["--recipe", "none", "--calib-data"]
