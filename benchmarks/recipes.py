@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -180,6 +181,7 @@ def main() -> None:
     parser.add_argument("--scheme", nargs="*", default=SCHEMES, choices=SCHEMES)
     parser.add_argument("--num-images", type=int, default=NUM_IMAGES)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--keep", type=Path, help="folder of made images: kept, and taken again")
     arguments = parser.parse_args()
     rows: list[Row] = []
     if arguments.out.is_file():
@@ -199,7 +201,7 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as scratch:  # a seed's schemes find its images there
         for key in missing(rows, wanted):
-            rows.append(_row(key, Path(scratch)))
+            rows.append(_row(key, Path(scratch), arguments.keep))
             _write(rows, arguments.out)
     rows = [row for row in rows if row["images"] == arguments.num_images]
     for network in arguments.network:
@@ -209,16 +211,29 @@ def main() -> None:
         draw(alike, arguments.plot)
 
 
-def _row(key: Row, folder: Path) -> Row:
-    """Runs one build; the schemes of a recipe share a folder, so its images are made once."""
+def _row(key: Row, folder: Path, keep: Path | None) -> Row:
+    """Runs one build; the schemes of a recipe share a folder, so its images are made once.
+
+    With ``keep`` they are made once for all code: another quantizer is measured on the same images.
+    """
     network, recipe = str(key["network"]), str(key["recipe"])
     count, seed = int(key["images"]), int(key["seed"])
     name = f"{network} on {recipe}"
-    images = image_options(recipe, count, seed, folder, network)
+    kept = None if keep is None else keep / f"{network}-{recipe}-{count}-{seed}.npz"
+    if kept is not None and kept.is_file():
+        images = ["--recipe", "none", "--calib-data", str(kept)]
+    else:
+        images = image_options(recipe, count, seed, folder, network)
     JOBS[name] = [*without_images(JOBS[network]), *images]
     options = ["--target", "trt", "--effort", "fast", "--seed", str(seed), "--quiet"]
-    row = measured(name, str(key["scheme"]), folder / f"{network}-{recipe}-{seed}", options)
-    return {**row, **key, "effort": "fast", "code": code_digest()[:12]}
+    out = folder / f"{network}-{recipe}-{seed}"
+    row = measured(name, str(key["scheme"]), out, options)
+    made = out / "synthetic" / "images.npz"
+    if kept is not None and made.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made, kept)
+    read_back = {"images_read_back": True} if "none" in images and recipe != "none" else {}
+    return {**row, **key, **read_back, "effort": "fast", "code": code_digest()[:12]}
 
 
 def _write(rows: Sequence[Row], out: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -13,11 +13,13 @@ from fdda_deploy.pipeline.network import Progress
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.fp8_ranges import Fp8Observer, fp8_weight_qparams
 from fdda_deploy.pipeline.quantization.observers import (
+    HistogramObserver,
     range_observer,
     weight_qparams,
 )
 from fdda_deploy.pipeline.quantization.one_scale import one_scale_qparams
 from fdda_deploy.pipeline.quantization.shared_scales import share_scales
+from fdda_deploy.pipeline.quantization.weighed_values import WeighedValues
 
 
 @torch.no_grad()
@@ -28,6 +30,7 @@ def calibrate(
     observer: str = "mse",
     device: torch.device | None = None,
     num_images: int = 0,
+    weighed: Mapping[str, WeighedValues] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Fixes all grids of ``network`` in place.
@@ -38,6 +41,8 @@ def calibrate(
         observer: Activation range method (`ranges.OBSERVERS`).
         device: Where to run; the CPU when not given.
         num_images: Total, for progress alone.
+        weighed: By node name, values that stand for those seen in observers with a histogram, each
+            counting its weight. The extremes are still those of ``batches``.
         progress: Called with (images done, total, text).
 
     Raises:
@@ -74,7 +79,11 @@ def calibrate(
             "no calibration image. Give --calib-data, or let images be synthesized."
         )
     for name, quantizer in quantizers.items():
-        quantizer.set_qparams(observers[name].qparams(points[name].num_bits))
+        seen_by, point = observers[name], points[name]
+        sample = (weighed or {}).get(network.names.fx_from_tensor[point.tensor])
+        if sample is not None and isinstance(seen_by, HistogramObserver):
+            seen_by.weigh(sample)
+        quantizer.set_qparams(seen_by.qparams(point.num_bits))
     share_scales(network)
 
 

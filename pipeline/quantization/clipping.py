@@ -1,50 +1,53 @@
-"""Where each channel of a tensor is best clipped, from a sample of its values."""
+"""Where each channel of a tensor is best clipped: values count by what predictions owe to them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-SAMPLES_PER_IMAGE = 16
-_GOLDEN = 0.6180339887498949
-_LOWEST_SHARE = 0.1
-_CANDIDATES = 25
-"""From a tenth of the largest value up to it, a tenth more each."""
+from fdda_deploy.pipeline.quantization.channel_groups import clip_bounds, is_layer
+from fdda_deploy.pipeline.quantization.weighed_values import weighed_values
+
+_LOWEST_SHARE = 0.03
+_CANDIDATES = 37
+"""From 3 % of the largest value up to it, a tenth more each. Massive values may count little."""
 
 
-class ChannelSample:
-    """Values of each channel of one tensor, as many of every image, at spread-out positions.
+def worthwhile_clips(
+    module: fx.GraphModule, batches: Iterable[Tensor], bits: int, *, seed: int = 0
+) -> dict[str, Tensor]:
+    """Returns `best_clips` of what layers read and of what is clipped, by node name.
 
-    Which values of an image are kept depends on how many images came before, not on the batches.
+    Args:
+        module: A float graph from images ``(N, C, H, W)`` to logits ``(N, classes)``.
+        batches: Images on the device of the graph.
+        bits: Of the grids to come.
+        seed: Of the drawn classes behind the weights (`weighed_values`).
+
+    Returns:
+        ``(C,)`` each, on the device of the graph. Tensors that no prediction depends on are left
+        out; where a prediction is not finite, all are.
     """
-
-    def __init__(self) -> None:
-        self._parts: list[Tensor] = []
-        self._images = 0
-
-    def add(self, x: Tensor) -> None:
-        """Takes in a batch ``(N, C, ...)``."""
-        flat = x.flatten(2) if x.ndim > 2 else x[:, :, None]
-        count, each = len(flat), flat.shape[2]
-        wanted = min(SAMPLES_PER_IMAGE, each)
-        index = torch.arange(self._images, self._images + count, device=x.device)
-        offset = (index * _GOLDEN).frac()[:, None]  # equidistributed, so that no place is missed
-        spread = torch.arange(wanted, device=x.device)
-        position = ((spread + offset) * (each / wanted)).long().clamp_max(each - 1)
-        taken = flat.gather(2, position[:, None, :].expand(-1, flat.shape[1], -1))
-        # bfloat16's eight bits tell which of sixteen steps a value falls on.
-        self._parts.append(taken.transpose(0, 1).flatten(1).bfloat16())
-        self._images += count
-
-    def values(self) -> Tensor:
-        """Returns ``(C, samples)`` float32."""
-        return torch.cat(self._parts, dim=1).float()
+    names = {node.name for node in module.graph.nodes if is_worth_a_range(node)}
+    device = next((value.device for value in module.parameters()), torch.device("cpu"))
+    return {
+        name: best_clips(sample.values, sample.weights.float(), bits).to(device)
+        for name, sample in weighed_values(module, names, batches, seed=seed).items()
+    }
 
 
-def best_clips(values: Tensor, bits: int) -> Tensor:
-    """Returns for each channel the largest value worth its steps: that of least squared error.
+def is_worth_a_range(node: fx.Node) -> bool:
+    """Whether equalisation asks for the range of a node: it is clipped, or a layer reads it."""
+    if node.op == "get_attr":
+        return False
+    return clip_bounds(node) is not None or any(map(is_layer, node.users))
+
+
+def best_clips(values: Tensor, weights: Tensor, bits: int) -> Tensor:
+    """Returns for each channel the largest value worth its steps: that of least weighed error.
 
     Source: the optimal clipping of ACIQ (Banner et al., arXiv 1810.05723, section 3), found on the
     values themselves instead of a normal or Laplace variable that stands for them.
@@ -53,10 +56,11 @@ def best_clips(values: Tensor, bits: int) -> Tensor:
         values: ``(C, samples)`` float32. Where none of the tensor's is below 0, the grid is
             ``0..2^bits - 1``; else ``-2^(bits-1)..2^(bits-1) - 1``, its outermost step halved
             between both ends.
+        weights: ``(C, samples)`` float32: what a squared error counts at each.
         bits: Of the grid.
 
     Returns:
-        ``(C,)``: between a tenth of the channel's largest absolute value and that value.
+        ``(C,)``: between 3 % of the channel's largest absolute value and that value.
     """
     signed = bool((values < 0).any())
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
@@ -67,7 +71,7 @@ def best_clips(values: Tensor, bits: int) -> Tensor:
         clip = largest * share
         step = (clip / steps).clamp_min(torch.finfo(torch.float32).tiny)
         error = (values / step).round_().clamp_(low, high).mul_(step).sub_(values)
-        error = error.square_().sum(dim=1, keepdim=True)
+        error = error.square_().mul_(weights).sum(dim=1, keepdim=True)
         better = error < least
         best, least = torch.where(better, clip, best), torch.where(better, error, least)
     return best[:, 0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +13,13 @@ from fdda_deploy.errors import CalibrationError, ConfigError
 from fdda_deploy.pipeline.quantization.centering import Span, center_channels
 from fdda_deploy.pipeline.quantization.channel_groups import (
     ChannelGroup,
-    clip_bounds,
     find_channel_groups,
     is_depthwise,
     is_layer,
     parameter_of,
 )
-from fdda_deploy.pipeline.quantization.clipping import ChannelSample, best_clips
+from fdda_deploy.pipeline.quantization.clipping import is_worth_a_range
 from fdda_deploy.pipeline.quantization.row_factors import MOST, row_factors, tensor_factors
-
-CLIPS_BELOW = 6
-"""Bits of activations below which clipping pays."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ def equalize(
     *,
     dense: float = 0.25,
     depthwise: float = 1.0,
-    act_bits: int = 8,
+    clips: Mapping[str, Tensor] | None = None,
     center: bool = False,
     floats: Collection[str] = (),
     alike: Mapping[str, str] | None = None,
@@ -57,11 +52,12 @@ def equalize(
     Channel ``c`` is multiplied by ``a_c = (target / max_c) ** exponent``: rows and biases of the
     layers that make it times ``a_c``, columns of those that read it divided by it, so that the
     network computes what it did, up to rounding. ``max_c`` is its largest absolute value on the
-    images, ``target`` the largest ``max_c``. Below 6 bits a channel's largest values are not worth
-    their steps: there ``max_c`` is at most where the channel by itself is best clipped
-    (`clipping.best_clips`), and what exceeds it is clipped. This is cross-layer equalization (Nagel
-    et al., arXiv 1906.04721, section 4.1) towards the activation quantizer instead of the other
-    weight, with the exponent of SmoothQuant (Xiao et al., arXiv 2211.10438, eq. 4).
+    images, ``target`` the largest ``max_c``. On grids of few steps a channel's largest values are
+    not worth theirs: with ``clips``, ``max_c`` is at most where the channel by itself is best
+    clipped (`clipping.worthwhile_clips`), and what exceeds it is clipped. This is cross-layer
+    equalization (Nagel et al., arXiv 1906.04721, section 4.1) towards the activation quantizer
+    instead of the other weight, with the exponent of SmoothQuant (Xiao et al., arXiv 2211.10438,
+    eq. 4).
 
     Ours is what follows. Tensors joined by additions share their factors. Where every reader is
     depthwise, the per-channel scale of its weight takes the inverse at no cost, so the exponent may
@@ -76,24 +72,21 @@ def equalize(
             of 8 are fastest.
         dense: Exponent in [0, 1] for tensors that a dense layer reads; 0 leaves them alone.
         depthwise: The same for tensors that depthwise layers alone read.
-        act_bits: Width of the activation grids to come.
+        clips: By node name ``(C,)``, what is worth its steps.
         center: First center the channels of linear tensors on zero (`centering.center_channels`);
-            not below 6 bits, where what is worth its steps was measured around the old zero.
+            not with ``clips``, which were measured around the old zero.
         floats: Layers left in float, by node name: what they alone read is scaled for the weights
             that make it, which then bear one scale (`row_factors`).
         alike: Which tensors will share a scale, by node name: each is then scaled as a whole.
 
     Raises:
-        ConfigError: An exponent outside [0, 1], or ``center`` below 6 bits.
+        ConfigError: An exponent outside [0, 1], or ``center`` with ``clips``.
         CalibrationError: No images, or a tensor that is not finite on them.
     """
     _require_exponents(dense=dense, depthwise=depthwise)
-    if center and act_bits < CLIPS_BELOW:
-        raise ConfigError(
-            f"center: not with {act_bits}-bit activations; want {CLIPS_BELOW} or more."
-        )
-    clip_bits = act_bits if act_bits < CLIPS_BELOW else None
-    measured = _measure(graph_module, images_batches, clip_bits)
+    if center and clips:
+        raise ConfigError("center: not with clips, which were measured around the old zero.")
+    measured = _measure(graph_module, images_batches, clips or {})
     num_groups, tensors = 0, []
     groups = find_channel_groups(graph_module, measured.shapes)
     if center:
@@ -124,27 +117,22 @@ def _require_exponents(**exponents: float) -> None:
 class _Measure(fx.Interpreter):
     """Runs a graph and keeps shapes, and the range of each channel."""
 
-    def __init__(self, module: fx.GraphModule, clip_bits: int | None) -> None:
+    def __init__(self, module: fx.GraphModule, clips: Mapping[str, Tensor]) -> None:
         super().__init__(module)
         self.shapes: dict[str, torch.Size] = {}
         self.num_images = 0
         self.spans: dict[str, Span] = {}
-        self._clip_bits = clip_bits
-        self._samples: dict[str, ChannelSample] = defaultdict(ChannelSample)
-        self._worth: dict[str, Tensor] = {}
-
-    def finish(self) -> None:
-        """Turns the samples into what is worth its steps; call after the last image."""
-        while self._samples:
-            name, sample = self._samples.popitem()
-            assert self._clip_bits is not None
-            self._worth[name] = best_clips(sample.values(), self._clip_bits)
+        self._worth = dict(clips)
 
     def ranges(self) -> dict[str, Tensor]:
         """Returns ``max_c`` ``(C,)`` by tensor: the largest value, or what is worth its steps."""
         amax = {name: torch.maximum(high, -low) for name, (low, high) in self.spans.items()}
         # A channel that gave nothing where it was sampled keeps its largest value.
-        worth = {name: clip.where(clip > 0, amax[name]) for name, clip in self._worth.items()}
+        worth = {
+            name: clip.where(clip > 0, amax[name])
+            for name, clip in self._worth.items()
+            if name in amax
+        }
         return amax | {name: amax[name].minimum(clip) for name, clip in worth.items()}
 
     def rescale(self, group: ChannelGroup, factors: Tensor) -> None:
@@ -159,13 +147,11 @@ class _Measure(fx.Interpreter):
         result = super().run_node(n)
         if isinstance(result, Tensor):
             self.shapes[n.name] = result.shape
-            if result.ndim >= 2 and (clip_bounds(n) is not None or any(map(is_layer, n.users))):
+            if result.ndim >= 2 and is_worth_a_range(n):
                 self._take(n, result)
         return result
 
     def _take(self, node: fx.Node, x: Tensor) -> None:
-        if node.op == "get_attr":
-            return
         rest = [axis for axis in range(x.ndim) if axis != 1]
         low, high = x.amin(rest), x.amax(rest)
         if not bool(low.isfinite().all() & high.isfinite().all()):
@@ -174,20 +160,17 @@ class _Measure(fx.Interpreter):
             )
         seen_low, seen_high = self.spans.get(node.name, (low, high))
         self.spans[node.name] = torch.minimum(seen_low, low), torch.maximum(seen_high, high)
-        if self._clip_bits is not None:
-            self._samples[node.name].add(x)
 
 
 def _measure(
-    graph_module: fx.GraphModule, images_batches: Iterable[Tensor], clip_bits: int | None
+    graph_module: fx.GraphModule, images_batches: Iterable[Tensor], clips: Mapping[str, Tensor]
 ) -> _Measure:
-    walk = _Measure(graph_module, clip_bits)
+    walk = _Measure(graph_module, clips)
     for batch in images_batches:
         walk.run(batch)
         walk.num_images += len(batch)
     if not walk.num_images:
         raise CalibrationError("no images to measure channels on. Give at least one batch.")
-    walk.finish()
     return walk
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fdda_deploy.pipeline.allocator import return_freed_memory
+from fdda_deploy.pipeline.quantization.fisher import Watch, differentiate
 from fdda_deploy.pipeline.quantization.patches import LayerShape, Positions, output_rows
-
-AT_ONCE = 4
-"""Images that are differentiated together: all their activations are held."""
 
 
 def position_importance(
@@ -26,10 +22,7 @@ def position_importance(
 ) -> dict[str, Tensor]:
     """Returns the share of positions of each layer's output in what the network predicts.
 
-    Small errors ``dz`` of a layer's output cost ``KL = dz^T F dz / 2`` of the prediction, with
-    ``F = E_y[g g^T]``, ``g = d log p(y) / dz`` and y drawn from the prediction p itself: the Fisher
-    information, as block reconstruction weighs outputs (BRECQ, arXiv 2102.05426, section 3.3). Here
-    y is drawn once an image, and the importance of a position is ``sum g^2`` over the channels of a
+    It is their Fisher information (`fisher.differentiate`), ``sum g^2`` over the channels of a
     group: one Hessian serves all rows of a dense layer, and each depthwise filter has its own.
 
     Ours is that each image counts alike, by dividing by its mean. Unscaled, an image that the
@@ -42,84 +35,44 @@ def position_importance(
         positions: Where they are watched.
         batches: Images on the device of the graph, as many in all as ``positions`` is for.
         seed: Of the drawn classes.
-        weighed: Called after every `AT_ONCE` images, with how many were weighed.
+        weighed: Called as images are weighed, with how many were.
 
     Returns:
         By node name ``(groups, samples)`` float16 on the CPU, samples as `Positions.of` orders
         them; 1 is the mean over all positions and groups of an image. Layers that no prediction
         depends on are left out; where a prediction is not finite, all are.
     """
-    generator = torch.Generator().manual_seed(seed)
-    watch = _Watch(module, shapes, positions)
-    found: dict[str, list[Tensor]] = {name: [] for name in shapes}
-    done = 0
-    with torch.enable_grad():
-        for batch in (part for images in batches for part in torch.split(images, AT_ONCE)):
-            x = batch.clone().requires_grad_(True)
-            log_p = watch.start(x).log_softmax(dim=1)
-            if not bool(log_p.isfinite().all()):
-                return {}  # whoever measures layers names the one that is to blame
-            drawn = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator)
-            # Towards the images alone: a backward() would gather gradients in the parameters too.
-            torch.autograd.grad(log_p.gather(1, drawn.to(log_p.device)).sum(), x)
-            for name, parts in found.items():
-                if name in watch.seen:
-                    parts.append(watch.seen[name])
-            done += len(batch)
-            if weighed is not None:
-                weighed(done)
-    joined = {name: torch.cat(parts, dim=1) for name, parts in found.items() if parts}
-    found.clear()
-    return_freed_memory()  # what autograd held lies between the parts, too small for what follows
-    return joined
+    watch = _Positions(module, shapes, positions)
+    if not differentiate(watch, batches, seed=seed, done=weighed):
+        return {}  # whoever measures layers names the one that is to blame
+    return {name: torch.cat(parts, dim=1) for name, parts in watch.found.items() if parts}
 
 
-class _Watch(fx.Interpreter):
-    """Runs a graph; in its backward pass ``seen`` takes the importance of layers by node name."""
+class _Positions(Watch):
+    """Notes by node name the shares of the sampled positions of each layer."""
 
     def __init__(
         self, module: fx.GraphModule, shapes: Mapping[str, LayerShape], positions: Positions
     ) -> None:
         super().__init__(module)
-        self.seen: dict[str, Tensor] = {}
+        self.found: dict[str, list[Tensor]] = {name: [] for name in shapes}
         self._shapes = shapes
         self._positions = positions
-        self._first, self._count = 0, 0
 
-    def start(self, images: Tensor) -> Tensor:
-        """Returns what the graph gives for the next images."""
-        self.seen.clear()
-        self._first, self._count = self._first + self._count, len(images)
-        result: Tensor = self.run(images)
-        return result
+    def watches(self, node: fx.Node) -> bool:
+        """Whether it is one of the layers."""
+        return node.name in self._shapes
 
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Copies where a view of row-major values is taken of channels_last ones."""
-        is_view = target is torch.ops.aten.view.default
-        return super().call_function(
-            torch.ops.aten.reshape.default if is_view else target, args, kwargs
-        )
-
-    def run_node(self, n: fx.Node) -> Any:  # the interpreter's own signature
-        result = super().run_node(n)
-        if n.name in self._shapes and isinstance(result, Tensor) and result.requires_grad:
-
-            def note(grad: Tensor) -> None:
-                self.seen[n.name] = self._sampled(n.name, grad.detach())
-
-            result.register_hook(note)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        return result
-
-    def _sampled(self, name: str, grad: Tensor) -> Tensor:
-        """Returns the shares ``(groups, samples)`` at the layer's positions, float16 on the CPU."""
+    def note(self, name: str, value: Tensor, grad: Tensor) -> None:  # noqa: ARG002  # not the value
+        """Keeps the shares ``(groups, samples)`` at the layer's positions, float16 on the CPU."""
         shape = self._shapes[name]
         each = grad[0].numel() // shape.weight[0]
-        positions = self._positions.of(name, self._first, self._count, each)
+        positions = self._positions.of(name, self.first, self.count, each)
         # Only what is sampled is squared and divided: the maps themselves are millions of numbers.
         energy = output_rows(grad, shape, positions).square_().sum(2)
         norm = torch.linalg.vector_norm(grad, dim=tuple(range(1, grad.ndim))).double()
         mean = norm.square() / (shape.groups * each)
-        return _normalized(energy, mean).half().cpu()
+        self.found[name].append(_normalized(energy, mean).half().cpu())
 
 
 def _normalized(energy: Tensor, mean: Tensor) -> Tensor:

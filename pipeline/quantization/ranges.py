@@ -21,6 +21,7 @@ PERCENTILE = 99.99
 LP_NORM = 2.4
 """The p of published block reconstructions (Genie, arXiv 2212.04780)."""
 _SHRINK_STEPS = 96
+_LOWEST_WEIGHED = 0.03
 _ENTROPY_STEPS = 128
 _BINS_PER_LEVEL = 64
 _CHUNK = 2**20
@@ -37,6 +38,7 @@ class Histogram:
         low: Smallest value seen.
         high: Largest value seen.
         shifted: 8-bit grids may have any zero-point, as ONNX Runtime executes them on the CPU.
+        weighed: Counts are weights, so that even the largest values may count little.
     """
 
     centers: Float64Array
@@ -44,6 +46,7 @@ class Histogram:
     low: float
     high: float
     shifted: bool = False
+    weighed: bool = False
 
     @property
     def amax(self) -> float:
@@ -100,7 +103,7 @@ def mse_qparams(histogram: Histogram, num_bits: int) -> QParams:
     which run of ``2**num_bits`` integers around zero to use. With the running sums of count, count
     x value and count x value squared, each cell of a grid costs three look-ups, whatever the bins.
     """
-    candidates = _candidates(histogram, num_bits, shrink_factors(num_bits))
+    candidates = _candidates(histogram, num_bits, _factors(histogram, num_bits))
     levels = candidates.qmins[:, None] + np.arange(candidates.steps + 1)
     borders = (levels[:, :-1] + 0.5) * candidates.scales[:, None]
     index = np.searchsorted(histogram.centers, borders)
@@ -122,7 +125,7 @@ def lp_qparams(histogram: Histogram, num_bits: int, norm: float = LP_NORM) -> QP
         num_bits: 2 to 8.
         norm: p > 0; 2.4 punishes clipping more than 2 does.
     """
-    candidates = _candidates(histogram, num_bits, shrink_factors(num_bits))
+    candidates = _candidates(histogram, num_bits, _factors(histogram, num_bits))
     centers, counts = _pooled(histogram, num_bits)
     errors = np.concatenate(
         [
@@ -181,6 +184,12 @@ def shrink_factors(num_bits: int) -> Float64Array:
     """Factors on the covering scale: clipping pays only a little at 8 bits, a lot at 2."""
     lowest = {8: 0.5, 7: 0.4, 6: 0.3}.get(num_bits, 0.15)
     return np.linspace(1.0, lowest, _SHRINK_STEPS)
+
+
+def _factors(histogram: Histogram, num_bits: int) -> Float64Array:
+    if histogram.weighed:
+        return np.geomspace(1.0, _LOWEST_WEIGHED, _SHRINK_STEPS)
+    return shrink_factors(num_bits)
 
 
 def _candidates(histogram: Histogram, num_bits: int, factors: Float64Array) -> _Candidates:

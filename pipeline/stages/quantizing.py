@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fdda_deploy.pipeline.allocator import return_freed_memory
 from fdda_deploy.pipeline.evaluate import torch_predictor
@@ -25,7 +25,7 @@ from fdda_deploy.pipeline.stages.interleaved import untrained_images
 from fdda_deploy.pipeline.stages.judging import kept_if_better
 from fdda_deploy.pipeline.stages.layer_rows import layer_rows
 from fdda_deploy.pipeline.stages.placing import converted, placement_of
-from fdda_deploy.pipeline.stages.rounding import effort_of, reference_of, rounded
+from fdda_deploy.pipeline.stages.rounding import effort_of, reference_of, rounded, weighed_tensors
 from fdda_deploy.pipeline.stages.searching import searched_scales
 from fdda_deploy.pipeline.stages.synthesizing import synthetic_images
 from fdda_deploy.pipeline.workspace import Json
@@ -58,7 +58,7 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
     placement = placement_of(context)
     reference = reference_of(context, pool, progress)
     network = converted(context, placement, reference)
-    counts, untrained = _calibrated(context, network, pool, progress)
+    counts, untrained = _calibrated(context, network, reference, pool, progress)
     return_freed_memory()
     search = searched_scales(context, network, reference, pool, progress)
     rounding = rounded(context, network, reference, pool, progress)
@@ -99,7 +99,11 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
 
 
 def _calibrated(
-    context: RunContext, network: QuantNetwork, pool: Pool, progress: Progress
+    context: RunContext,
+    network: QuantNetwork,
+    reference: fx.GraphModule,
+    pool: Pool,
+    progress: Progress,
 ) -> tuple[tuple[int, int], bool]:
     """Fixes all ranges; returns how many images (real, synthetic), and whether untrained ones."""
     settings, batch_size = context.config.quantize, context.config.run.batch_size
@@ -116,6 +120,7 @@ def _calibrated(
         observer=settings.observer,
         device=context.device,
         num_images=sum(counts),
+        weighed=None if untrained else weighed_tensors(context, network, reference, pool, progress),
         progress=progress,
     )
     return counts, untrained

@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, fx
 
 from fdda_deploy.pipeline.progress import Progress
+from fdda_deploy.pipeline.quantization.clipping import worthwhile_clips
 from fdda_deploy.pipeline.quantization.closed_form import RoundingSettings, round_network
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.equalize import equalize
 from fdda_deploy.pipeline.quantization.reconstruct import reconstruct
 from fdda_deploy.pipeline.quantization.reconstruction_settings import RECONSTRUCTION
+from fdda_deploy.pipeline.quantization.weighed_values import WeighedValues, weighed_values
 from fdda_deploy.pipeline.stages.context import RunContext
 from fdda_deploy.pipeline.stages.images import Pool
 from fdda_deploy.pipeline.stages.judging import kept_if_better
 from fdda_deploy.pipeline.stages.placing import compacts, placement_of
 from fdda_deploy.pipeline.workspace import Json
+from fdda_deploy.quant.scheme import Scheme
 
 NUM_IMAGES = {"small": 2048, "large": 1000}
 """Most images that rounding and reconstruction see, up to 64 px and above."""
@@ -29,6 +32,12 @@ ENOUGH_FOR_8_BITS = 128
 500 tune images by seed with 256 images: 0.0081, 0.0085; with 128, in 0.6 of the time: 0.0083,
 0.0081; with 64: 0.0093 (one seed)."""
 EQUALIZE_IMAGES = 256
+CLIPS_BELOW = 6
+"""Bits of activations below which a channel's largest values are not worth their steps."""
+WEIGHED_IMAGES = {"few steps": 256, "many": 64}
+"""Images whose gradients say what values are worth, where activations are clipped and elsewhere."""
+LEAST_ERROR = ("mse", "lp")
+"""Observers whose errors can count what they cost."""
 DENSE_EXPONENT = 0.25
 """For 8-bit weights, or activations below 8 bits. A 4-bit weight behind 8-bit activations has no
 precision to give away: there dense layers keep their columns."""
@@ -67,15 +76,49 @@ def reference_of(context: RunContext, pool: Pool, progress: Progress) -> fx.Grap
     weights_pay = scheme.weight_bits < 8 and scheme.act_bits >= 8
     module = copy.deepcopy(context.float_graph.module).to(context.device)
     images = pool.sample(EQUALIZE_IMAGES)
+    batches = [batch.to(context.device) for batch in torch.split(images, _BATCH)]
+    clips = None
+    if scheme.act_bits < CLIPS_BELOW:
+        progress(0, 0, "weighing values")
+        few = batches[: _num_weighed(scheme) // _BATCH]
+        clips = worthwhile_clips(module, few, scheme.act_bits, seed=pool.seed)
     equalize(
         module,
-        (batch.to(context.device) for batch in torch.split(images, _BATCH)),
+        batches,
         dense=0.0 if weights_pay else DENSE_EXPONENT,
-        act_bits=scheme.act_bits,
+        clips=clips,
         center=scheme.act_bits >= 8 and not weights_pay,
         **_of_compact_plan(context),
     )
     return module
+
+
+def weighed_tensors(
+    context: RunContext,
+    network: QuantNetwork,
+    reference: fx.GraphModule,
+    pool: Pool,
+    progress: Progress,
+) -> dict[str, WeighedValues]:
+    """Returns, by node name, values of what is quantized and what each is worth; maybe none.
+
+    For observers of least error, whose errors then count what the prediction loses by them.
+    """
+    if effort_of(context) == "none" or context.config.quantize.observer not in LEAST_ERROR:
+        return {}
+    progress(0, 0, "weighing values")
+    tensors = {point.tensor for point in network.placement.activations}
+    images = pool.sample(_num_weighed(context.config.quantize.scheme)).to(context.device)
+    return weighed_values(
+        reference.to(context.device),
+        {network.names.fx_from_tensor[tensor] for tensor in tensors},
+        torch.split(images, _BATCH),
+        seed=pool.seed,
+    )
+
+
+def _num_weighed(scheme: Scheme) -> int:
+    return WEIGHED_IMAGES["few steps" if scheme.act_bits < CLIPS_BELOW else "many"]
 
 
 def _of_compact_plan(context: RunContext) -> _CompactPlan:

@@ -120,6 +120,6 @@ def test_it_is_off_unless_asked_for():
     )
 
 
-def test_few_bits_and_centering_exclude_each_other():
-    with pytest.raises(ConfigError, match=r"center: not with 4-bit activations; want 6 or more"):
-        equalize(graph(Chain()), batches(), act_bits=4, center=True)
+def test_clips_and_centering_exclude_each_other():
+    with pytest.raises(ConfigError, match=r"center: not with clips, .* around the old zero"):
+        equalize(graph(Chain()), batches(), clips={"conv2d": torch.ones(3)}, center=True)

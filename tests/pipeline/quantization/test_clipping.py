@@ -1,20 +1,25 @@
-"""Where a channel is clipped best: least squared error, found on a fair sample of its values."""
+"""Where a channel is clipped best: least squared error, each value counting what it is worth."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from equalize_networks import Inverted, batches, uneven
 from torch import Tensor
 
-from fdda_deploy.pipeline.quantization.clipping import (
-    SAMPLES_PER_IMAGE,
-    ChannelSample,
-    best_clips,
-)
+from fdda_deploy.pipeline.quantization import clipping
+from fdda_deploy.pipeline.quantization.channel_groups import clip_bounds
+from fdda_deploy.pipeline.quantization.clipping import worthwhile_clips
+from fdda_deploy.pipeline.quantization.weighed_values import weighed_values
 
 
 def drawn(*size: int, seed: int = 0) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def best_clips(values: Tensor, bits: int) -> Tensor:
+    """Where all values are worth the same."""
+    return clipping.best_clips(values, torch.ones_like(values), bits)
 
 
 def error(values: Tensor, clip: Tensor, bits: int, signed: bool) -> Tensor:
@@ -56,29 +61,27 @@ def test_a_dead_channel_has_a_clip_of_nothing():
     assert best_clips(torch.zeros(2, 50), 4).tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("shape", [(10, 3, 9, 7), (10, 3, 2, 2), (10, 3)])
-@pytest.mark.parametrize("cut", [1, 3, 10])
-def test_the_sample_does_not_depend_on_the_batches(shape, cut):
-    x = drawn(*shape)
-    whole, parts = ChannelSample(), ChannelSample()
-    whole.add(x)
-    for part in torch.split(x, cut):
-        parts.add(part)
-    assert torch.equal(whole.values(), parts.values())
-    each = x[0, 0].numel()
-    assert whole.values().shape == (3, 10 * min(SAMPLES_PER_IMAGE, each))
+def test_values_that_no_prediction_needs_do_not_decide():
+    values = torch.cat([drawn(1, 4000).relu(), torch.full((1, 40), 50.0)], dim=1)
+    weights = (values < 50).float()
+    wanted = best_clips(values[:, :4000], 4)
+    assert best_clips(values, 4).item() > 2 * wanted.item()
+    found = clipping.best_clips(values, weights, 4)
+    assert found.item() == pytest.approx(wanted.item(), rel=0.15)  # other candidates
 
 
-def test_every_place_of_an_image_is_sampled_sometimes():
-    ramp = torch.arange(64.0).expand(200, 1, 64)
-    sample = ChannelSample()
-    sample.add(ramp)
-    assert set(sample.values()[0].tolist()) == set(range(64))
+def test_every_read_and_every_clipped_tensor_has_its_clips():
+    graph = uneven(Inverted)
+    found = worthwhile_clips(graph, batches(), 4)
+    assert {node.name for node in graph.graph.nodes if clip_bounds(node) is not None} <= set(found)
+    samples = weighed_values(graph, set(found), batches())
+    for name, clips in found.items():
+        sample = samples[name]
+        wanted = clipping.best_clips(sample.values, sample.weights.float(), 4)
+        assert torch.equal(clips, wanted)
 
 
-def test_values_are_those_of_the_image_in_eight_bits():
-    x = drawn(4, 2, 3, 3)
-    sample = ChannelSample()
-    sample.add(x)  # nine places: all are taken
-    wanted = x.flatten(2).transpose(0, 1).flatten(1)
-    torch.testing.assert_close(sample.values(), wanted, rtol=2**-8, atol=0)
+def test_predictions_that_are_not_finite_give_no_clips():
+    x = batches()
+    x[0][0, 0, 0, 0] = float("nan")
+    assert worthwhile_clips(uneven(Inverted), x, 4) == {}

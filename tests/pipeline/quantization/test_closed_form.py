@@ -22,7 +22,7 @@ from torch import nn
 
 from fdda_deploy.errors import CalibrationError
 from fdda_deploy.pipeline.quantization.closed_form import RoundingSettings, round_network
-from fdda_deploy.pipeline.quantization.importance import AT_ONCE
+from fdda_deploy.pipeline.quantization.fisher import AT_ONCE
 from fdda_deploy.quant.affine import dequantize
 
 KINDS = [Plain, ChannelsLast, Sequence, Grouped, Wide, Upsampled, Shared]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fdda_deploy.pipeline.quantization.moments import LayerMoments, Moments
+from fdda_deploy.pipeline.quantization.moments import MASSIVE, LayerMoments, Moments
 
 
 def samples(seed: int, *size: int) -> Tensor:
@@ -29,7 +29,7 @@ def test_moments_equal_numpys(offset: float) -> None:
     for group in range(3):
         a, b = x[group].double().numpy(), x_hat[group].double().numpy()
         energy = (a**2).sum(axis=1)
-        weight = 1 / (1 + energy / np.median(energy[:149]))
+        weight = 1 / (1 + energy / (MASSIVE * np.median(energy[:149])))
         mean = np.average(a, axis=0, weights=weight)
         mean_hat = np.average(b, axis=0, weights=weight)
         share = (weight / weight.sum())[:, None]

@@ -67,19 +67,19 @@ def test_best_reconstructs_from_there(
     assert part["kept"] == (part["after"] < part["before"])
 
 
-@pytest.mark.parametrize(("scheme", "bits"), [("w4a4", 4), ("w4a8", 8), ("w4a16", 16)])
-def test_channels_are_equalised_for_the_width_of_activations(
-    networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, bits: int
+@pytest.mark.parametrize(("scheme", "clips"), [("w4a4", True), ("w4a8", False), ("w4a16", False)])
+def test_channels_are_clipped_where_activations_have_few_bits(
+    networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, clips: bool
 ) -> None:
-    asked: list[int] = []
+    asked: list[bool] = []
 
     def spy(*args: Any, **more: Any) -> Any:
-        asked.append(more["act_bits"])
+        asked.append(bool(more["clips"]))
         return equalize(*args, **more)
 
     monkeypatch.setattr(rounding, "equalize", spy)
     record_of(networks, tmp_path, effort="fast", scheme=scheme)
-    assert asked == [bits]
+    assert asked == [clips]
 
 
 def test_none_leaves_the_nearest_rounding(networks: Path, tmp_path: Path) -> None:
