@@ -1,7 +1,7 @@
-r"""What the settings of closed-form rounding bring, on images that choose.
+r"""What weighed ranges and the settings of closed-form rounding bring, on images that choose.
 
     python benchmarks/closed_form.py --out benchmarks/results/closed_form.json \
-        --network mobilenet_v2 --scheme w4a8 w4a4 --settings default "importance=False"
+        --network mobilenet_v2 --scheme w4a8 w4a4 --settings default "weigh=False"
 
 Each row equalises, calibrates and rounds one network and judges KL(float || quantized) on the tune
 images: mean, median, and the mean without the highest twentieth, because a few images own the mean.
@@ -13,20 +13,34 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import copy
+import dataclasses
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 from real_networks import RealNetwork, load
 from torch import Tensor, nn
 
+from fdda_deploy.pipeline.quantization import clipping
 from fdda_deploy.pipeline.quantization.calibrate import calibrate
+from fdda_deploy.pipeline.quantization.clipping import worthwhile_clips
 from fdda_deploy.pipeline.quantization.closed_form import RoundingSettings, round_network
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.equalize import equalize
-from fdda_deploy.pipeline.stages.rounding import DENSE_EXPONENT, EQUALIZE_IMAGES
+from fdda_deploy.pipeline.quantization.weighed_values import WeighedValues, weighed_values
+from fdda_deploy.pipeline.stages.rounding import (
+    CLIPS_BELOW,
+    DENSE_EXPONENT,
+    ENOUGH_WEIGHED_FOR_8_BITS,
+    EQUALIZE_IMAGES,
+    WEIGHED_IMAGES,
+)
 from fdda_deploy.quant.scheme import scheme_from_name
 
 CPU = torch.device("cpu")
@@ -39,7 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--network", nargs="*", default=["mobilenet_v2", "mobilenet_v1_075"])
     parser.add_argument("--scheme", nargs="*", default=["w8a8", "w4a8", "w4a4"])
-    parser.add_argument("--settings", nargs="*", default=["default", "importance=False"])
+    parser.add_argument("--settings", nargs="*", default=["default", "weigh=False"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--images", type=int, default=256)
     arguments = parser.parse_args()
@@ -66,15 +80,23 @@ def main() -> None:
                     print(rows[-1], flush=True)
 
 
-def _settings(text: str) -> RoundingSettings:
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a row differs in: how weights are rounded, and whether errors of ranges are weighed."""
+
+    rounding: RoundingSettings
+    weigh: bool = True
+
+
+def _settings(text: str) -> Settings:
     """Returns ``name=value,name=value`` as settings; ``default`` changes nothing."""
     pairs = [] if text == "default" else [pair.split("=") for pair in text.split(",")]
-    return RoundingSettings(**{name: ast.literal_eval(value) for name, value in pairs})
+    values = {name: ast.literal_eval(value) for name, value in pairs}
+    weigh = values.pop("weigh", True)
+    return Settings(RoundingSettings(**values), weigh)
 
 
-def _measured(
-    real: RealNetwork, scheme: str, settings: RoundingSettings, seed: int
-) -> dict[str, float]:
+def _measured(real: RealNetwork, scheme: str, settings: Settings, seed: int) -> dict[str, float]:
     start = time.perf_counter()
     network = _rounded(real, scheme, settings, seed)
     seconds = time.perf_counter() - start
@@ -95,22 +117,43 @@ def _measured(
     }
 
 
-def _rounded(real: RealNetwork, scheme: str, settings: RoundingSettings, seed: int) -> QuantNetwork:
+def _rounded(real: RealNetwork, scheme: str, settings: Settings, seed: int) -> QuantNetwork:
     """Returns the network as ``--effort fast`` makes it, but with these settings."""
     bits = scheme_from_name(scheme)
     weights_pay = bits.weight_bits < 8 and bits.act_bits >= 8
+    clips = bits.act_bits < CLIPS_BELOW
     reference = copy.deepcopy(real.graph.module)
-    equalize(
-        reference,
-        torch.split(real.calib[:EQUALIZE_IMAGES], 8),
-        dense=0.0 if weights_pay else DENSE_EXPONENT,
-        act_bits=bits.act_bits,
-    )
-    network = real.converted(scheme, reference)
-    calibrate(network, torch.split(real.calib, 32), device=CPU)
     batches = torch.split(real.calib, 8)
-    round_network(network, reference, batches, settings=settings, device=CPU, seed=seed)
+    few = batches[: (WEIGHED_IMAGES if clips else ENOUGH_WEIGHED_FOR_8_BITS) // 8]
+    with _alike() if not settings.weigh else contextlib.nullcontext():
+        equalize(
+            reference,
+            torch.split(real.calib[:EQUALIZE_IMAGES], 8),
+            dense=0.0 if weights_pay else DENSE_EXPONENT,
+            clips=worthwhile_clips(reference, few, bits.act_bits, seed=seed) if clips else None,
+            center=bits.act_bits >= 8 and not weights_pay,
+        )
+    network = real.converted(scheme, reference)
+    names = {network.names.fx_from_tensor[p.tensor] for p in network.placement.activations}
+    weighed = weighed_values(reference, names, few, seed=seed) if settings.weigh else {}
+    calibrate(network, torch.split(real.calib, 32), device=CPU, weighed=weighed)
+    round_network(network, reference, batches, settings=settings.rounding, device=CPU, seed=seed)
     return network
+
+
+@contextlib.contextmanager
+def _alike() -> Iterator[None]:
+    """Has every value count the same where channels are clipped."""
+
+    def equal(*args: Any, **more: Any) -> dict[str, WeighedValues]:
+        found = weighed_values(*args, **more)
+        return {
+            name: dataclasses.replace(sample, weights=torch.ones_like(sample.weights))
+            for name, sample in found.items()
+        }
+
+    with mock.patch.object(clipping, "weighed_values", equal):
+        yield
 
 
 @torch.inference_mode()

@@ -13,11 +13,12 @@ from fdda_deploy.pipeline.network import Progress
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.fp8_ranges import Fp8Observer, fp8_weight_qparams
 from fdda_deploy.pipeline.quantization.observers import (
-    HistogramObserver,
+    RangeObserver,
     range_observer,
     weight_qparams,
 )
 from fdda_deploy.pipeline.quantization.one_scale import one_scale_qparams
+from fdda_deploy.pipeline.quantization.ranges import activation_qparams
 from fdda_deploy.pipeline.quantization.shared_scales import share_scales
 from fdda_deploy.pipeline.quantization.weighed_values import WeighedValues
 
@@ -32,38 +33,69 @@ def calibrate(
     num_images: int = 0,
     weighed: Mapping[str, WeighedValues] | None = None,
     progress: Progress | None = None,
-) -> None:
+) -> int:
     """Fixes all grids of ``network`` in place.
 
     Args:
         network: As `convert` returns it; its quantizers pass values while ranges are measured.
-        batches: ``(N, C, H, W)`` float32, preprocessed.
+        batches: ``(N, C, H, W)`` float32, preprocessed; not read where ``weighed`` has all tensors.
         observer: Activation range method (`ranges.OBSERVERS`).
         device: Where to run; the CPU when not given.
         num_images: Total, for progress alone.
-        weighed: By node name, values that stand for those seen in observers with a histogram, each
-            counting its weight. The extremes are still those of ``batches``.
+        weighed: By node name, values of tensors that need not be observed; how the observer
+            chooses, it does on these, each value counting its weight.
         progress: Called with (images done, total, text).
+
+    Returns:
+        How many images were read.
 
     Raises:
         ConfigError: Unknown observer.
         CalibrationError: No image, or an activation or a weight that is not finite (named).
     """
     points = {point.name: point for point in network.placement.activations}
+    nodes = network.names.fx_from_tensor
+    samples = {
+        name: (weighed or {})[nodes[point.tensor]]
+        for name, point in points.items()
+        if nodes[point.tensor] in (weighed or {}) and point.storage != "fp8"
+    }
     observers = {
         name: Fp8Observer(name)
         if points[name].storage == "fp8"
         else range_observer(observer, name, points[name].shifted)
         for name in network.activation_quantizers
+        if name not in samples
     }
     calibrate_weights(network)
+    network.to(device or torch.device("cpu"))
     quantizers = network.activation_quantizers
-    if not quantizers:
-        return
-    where = device or torch.device("cpu")
+    seen = _observe(network, observers, batches, device, num_images, progress) if observers else 0
     for name, quantizer in quantizers.items():
-        quantizer.observer = observers[name]
-    network.to(where)
+        bits = points[name].num_bits
+        if name in samples:
+            histogram = samples[name].histogram(points[name].shifted)
+            quantizer.set_qparams(activation_qparams(histogram, bits, observer))
+        else:
+            quantizer.set_qparams(observers[name].qparams(bits))
+    share_scales(network)
+    return seen
+
+
+def _observe(
+    network: QuantNetwork,
+    observers: Mapping[str, RangeObserver],
+    batches: Iterable[Tensor],
+    device: torch.device | None,
+    num_images: int,
+    progress: Progress | None,
+) -> int:
+    """Shows the float values to the observers; returns how many images there were."""
+    where = device or torch.device("cpu")
+    quantizers = network.activation_quantizers
+    kept = {name: quantizer.qparams for name, quantizer in quantizers.items()}
+    for name, quantizer in quantizers.items():
+        quantizer.observer, quantizer.qparams = observers.get(name), None
     seen = 0
     try:
         for batch in batches:
@@ -72,19 +104,13 @@ def calibrate(
             if progress is not None:
                 progress(seen, num_images, "measuring ranges")
     finally:
-        for quantizer in quantizers.values():
-            quantizer.observer = None
+        for name, quantizer in quantizers.items():
+            quantizer.observer, quantizer.qparams = None, kept[name]
     if seen == 0:
         raise CalibrationError(
             "no calibration image. Give --calib-data, or let images be synthesized."
         )
-    for name, quantizer in quantizers.items():
-        seen_by, point = observers[name], points[name]
-        sample = (weighed or {}).get(network.names.fx_from_tensor[point.tensor])
-        if sample is not None and isinstance(seen_by, HistogramObserver):
-            seen_by.weigh(sample)
-        quantizer.set_qparams(seen_by.qparams(point.num_bits))
-    share_scales(network)
+    return seen
 
 
 def calibrate_weights(network: QuantNetwork) -> None:

@@ -20,7 +20,6 @@ from fdda_deploy.pipeline.quantization.ranges import (
     covering_qparams,
     shrink_factors,
 )
-from fdda_deploy.pipeline.quantization.weighed_values import WeighedValues
 from fdda_deploy.quant.affine import qparams_from_amax, signed_range
 from fdda_deploy.quant.qparams import SMALLEST_SCALE, QParams
 
@@ -119,7 +118,6 @@ class HistogramObserver:
         self._limit = 0.0
         self._method = method
         self._shifted = shifted
-        self._weighed = False
         self._generator = torch.Generator().manual_seed(0)
 
     def observe(self, x: Tensor) -> None:
@@ -131,22 +129,12 @@ class HistogramObserver:
         self._range.observe(x)
         self._grow(max(abs(self._range.low), abs(self._range.high)))
         sample, weight = sampled(x.detach().float(), SAMPLE_SIZE, self._generator)
-        self._counts.add_(self._counted(sample), alpha=weight)
-
-    def weigh(self, sample: WeighedValues) -> None:
-        """Has a sample of the tensor stand for what was seen, each value counting its weight.
-
-        Smallest and largest value stay exact.
-
-        Raises:
-            CalibrationError: Nothing was seen.
-        """
-        self._range.require_images()
-        self._counts = self._counted(sample.values.flatten(), sample.weights.flatten())
-        self._weighed = True
+        bins = self._counts.numel()
+        index = (sample / self._limit).add_(1).mul_(bins / 2).int().clamp_(0, bins - 1)
+        self._counts.add_(torch.bincount(index, minlength=bins).double().cpu(), alpha=weight)
 
     def histogram(self) -> Histogram:
-        """Returns what was seen; the counts add up to the number of all values, or the weights.
+        """Returns what was seen; the counts add up to the number of all values.
 
         Raises:
             CalibrationError: Nothing was seen.
@@ -155,8 +143,8 @@ class HistogramObserver:
         bins = self._counts.numel()
         width = 2 * self._limit / bins
         centers = -self._limit + width * (np.arange(bins, dtype=np.float64) + 0.5)
-        counts, seen = self._counts.numpy().copy(), self._range
-        return Histogram(centers, counts, seen.low, seen.high, self._shifted, self._weighed)
+        counts = self._counts.numpy().copy()
+        return Histogram(centers, counts, self._range.low, self._range.high, self._shifted)
 
     def qparams(self, num_bits: int) -> QParams:
         """Returns the grid that the observer's method chooses.
@@ -165,13 +153,6 @@ class HistogramObserver:
             CalibrationError: Nothing was seen.
         """
         return activation_qparams(self.histogram(), num_bits, self._method)
-
-    def _counted(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Returns how many values, or what sum of weights, fell into each bin."""
-        bins = self._counts.numel()
-        index = (values / self._limit).add_(1).mul_(bins / 2).int().clamp_(0, bins - 1)
-        counting = None if weights is None else weights.double()
-        return torch.bincount(index, counting, minlength=bins).double().cpu()
 
     def _grow(self, amax: float) -> None:
         if self._limit == 0.0:

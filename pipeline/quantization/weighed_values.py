@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
 from fdda_deploy.pipeline.quantization.fisher import Watch, differentiate
+from fdda_deploy.pipeline.quantization.ranges import Histogram
+from fdda_deploy.quant.qparams import SMALLEST_SCALE
 
+NUM_BINS = 8192
 SAMPLES_PER_IMAGE = 32
 _GOLDEN = 0.6180339887498949
 _MOST = 100.0
@@ -22,10 +27,26 @@ class WeighedValues:
     Attributes:
         values: ``(C, samples)`` float32.
         weights: ``(C, samples)`` float16, 0 or more; about 1 in the mean of a tensor.
+        low: Smallest of all values of the images, sampled or not.
+        high: Largest.
     """
 
     values: Tensor
     weights: Tensor
+    low: float
+    high: float
+
+    def histogram(self, shifted: bool = False) -> Histogram:
+        """Returns the distribution of all channels' values, each counting its weight.
+
+        Args:
+            shifted: 8-bit grids may have any zero-point.
+        """
+        limit = max(-self.low, self.high, SMALLEST_SCALE * 256)
+        index = (self.values / limit).add_(1).mul_(NUM_BINS / 2).int().clamp_(0, NUM_BINS - 1)
+        counts = torch.bincount(index.flatten(), self.weights.flatten().double(), NUM_BINS)
+        centers = limit * ((2 * np.arange(NUM_BINS, dtype=np.float64) + 1) / NUM_BINS - 1)
+        return Histogram(centers, counts.numpy(), self.low, self.high, shifted, weighed=True)
 
 
 def weighed_values(
@@ -49,15 +70,18 @@ def weighed_values(
         seed: Of the drawn classes.
 
     Returns:
-        By node name, on the CPU. Nodes that no prediction depends on are left out; where a
-        prediction is not finite, all are.
+        By node name, on the CPU. Nodes that no prediction depends on are left out, and those that
+        are not finite; where a prediction is not, all are.
     """
     watch = _Values(module, names)
     if not differentiate(watch, batches, seed=seed):
         return {}
     return {
-        name: WeighedValues(torch.cat(values, dim=1), torch.cat(weights, dim=1))
-        for name, (values, weights) in watch.found.items()
+        name: WeighedValues(
+            torch.cat(parts.values, dim=1), torch.cat(parts.weights, dim=1), parts.low, parts.high
+        )
+        for name, parts in watch.found.items()
+        if math.isfinite(parts.low) and math.isfinite(parts.high)
     }
 
 
@@ -71,12 +95,28 @@ def spread_positions(first: int, count: int, each: int) -> Tensor:
     return ((torch.arange(wanted) + offset) * (each / wanted)).long().clamp_max(each - 1)
 
 
+@dataclass
+class _Parts:
+    """The samples of one tensor so far, and its extremes."""
+
+    values: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    low: float = math.inf
+    high: float = -math.inf
+
+    def extend(self, values: Tensor, weights: Tensor, low: float, high: float) -> None:
+        """Takes in the next images."""
+        self.values.append(values)
+        self.weights.append(weights)
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+
 class _Values(Watch):
     """Notes values and weights by node name."""
 
     def __init__(self, module: fx.GraphModule, names: Collection[str]) -> None:
         super().__init__(module)
-        self.found: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+        self.found: dict[str, _Parts] = {}
         self._names = frozenset(names)
 
     def watches(self, node: fx.Node) -> bool:
@@ -94,9 +134,11 @@ class _Values(Watch):
         norm = torch.linalg.vector_norm(grad, dim=tuple(range(1, grad.ndim))).double()
         mean = (norm.square() / grad[0].numel())[:, None, None]
         share = torch.nan_to_num(torch.where(mean > 0, energy / mean, 1.0), nan=1.0)
-        values, weights = self.found.setdefault(name, ([], []))
-        values.append(_by_channel(flat.gather(2, index).float()))
-        weights.append(_by_channel(share.clamp_max(_MOST).half()))
+        self.found.setdefault(name, _Parts()).extend(
+            _by_channel(flat.gather(2, index).float()),
+            _by_channel(share.clamp_max(_MOST).half()),
+            *torch.stack(torch.aminmax(value)).tolist(),
+        )
 
 
 def _by_channel(sample: Tensor) -> Tensor:

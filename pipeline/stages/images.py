@@ -73,6 +73,15 @@ class Pool:
             )
         return real, synthetic
 
+    @staticmethod
+    def fewer(counts: tuple[int, int], most: int) -> tuple[int, int]:
+        """Returns counts in about the same proportion, at most ``most`` together."""
+        real, synthetic = counts
+        if real + synthetic <= most:
+            return counts
+        kept = round(most * real / (real + synthetic))
+        return kept, most - kept
+
     def _are_small(self) -> bool:
         if self.synthetic is not None:
             return max(self.synthetic[0].shape[2:]) <= SMALL_IMAGE_PX

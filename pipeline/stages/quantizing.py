@@ -16,6 +16,7 @@ from fdda_deploy.pipeline.quantization.calibrate import calibrate
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.layers import correct_biases, layer_errors
 from fdda_deploy.pipeline.quantization.ties import settle_ties
+from fdda_deploy.pipeline.quantization.weighed_values import WeighedValues
 from fdda_deploy.pipeline.stages.context import Record, RunContext, Stage
 from fdda_deploy.pipeline.stages.diagnosing import diagnosed
 from fdda_deploy.pipeline.stages.finetuning import finetune_settings, finetuned, finetunes
@@ -25,7 +26,13 @@ from fdda_deploy.pipeline.stages.interleaved import untrained_images
 from fdda_deploy.pipeline.stages.judging import kept_if_better
 from fdda_deploy.pipeline.stages.layer_rows import layer_rows
 from fdda_deploy.pipeline.stages.placing import converted, placement_of
-from fdda_deploy.pipeline.stages.rounding import effort_of, reference_of, rounded, weighed_tensors
+from fdda_deploy.pipeline.stages.rounding import (
+    effort_of,
+    num_weighed,
+    reference_of,
+    rounded,
+    weighed_tensors,
+)
 from fdda_deploy.pipeline.stages.searching import searched_scales
 from fdda_deploy.pipeline.stages.synthesizing import synthetic_images
 from fdda_deploy.pipeline.workspace import Json
@@ -108,22 +115,29 @@ def _calibrated(
     """Fixes all ranges; returns how many images (real, synthetic), and whether untrained ones."""
     settings, batch_size = context.config.quantize, context.config.run.batch_size
     counts = pool.calibration_counts(settings.calibrate_on)
-    batches = pool.calibration_batches(counts, batch_size)
     recipe = context.recipe
     untrained = recipe is not None and recipe.ranges_from == "untrained-generator"
+    weighed: dict[str, WeighedValues] = {}
     if untrained:
         counts = (0, sum(counts))
         batches = iter(torch.split(untrained_images(context, counts[1]), batch_size))
-    calibrate(
+    else:
+        progress(0, 0, "weighing values")
+        few = pool.fewer(counts, num_weighed(context))
+        weighed = weighed_tensors(
+            context, network, reference, pool.calibration_batches(few, batch_size)
+        )
+        batches = pool.calibration_batches(counts, batch_size)
+    seen = calibrate(
         network,
         batches,
         observer=settings.observer,
         device=context.device,
         num_images=sum(counts),
-        weighed=None if untrained else weighed_tensors(context, network, reference, pool, progress),
+        weighed=weighed,
         progress=progress,
     )
-    return counts, untrained
+    return counts if seen or not weighed else few, untrained
 
 
 def _tie_images(context: RunContext) -> int:

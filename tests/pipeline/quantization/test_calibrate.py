@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from fdda_deploy.errors import CalibrationError, ConfigError
 from fdda_deploy.pipeline.quantization.calibrate import calibrate, calibrate_weights
 from fdda_deploy.pipeline.quantization.observers import HistogramObserver, weight_qparams
+from fdda_deploy.pipeline.quantization.ranges import mse_qparams
+from fdda_deploy.pipeline.quantization.weighed_values import WeighedValues, weighed_values
 from fdda_deploy.quant.affine import quantize
 
 
@@ -129,3 +133,35 @@ def test_an_unknown_observer_is_refused() -> None:
 def test_an_observer_that_saw_nothing_names_its_tensor() -> None:
     with pytest.raises(CalibrationError, match="Relu_output: no image reached this tensor"):
         HistogramObserver(name="Relu_output").histogram()
+
+
+def weighed(x: Tensor) -> dict[str, WeighedValues]:
+    graph = float_graph(Plain)
+    return weighed_values(graph.module, set(graph.fx_from_tensor.values()), [x])
+
+
+def unread() -> Iterator[Tensor]:
+    raise AssertionError("images were read")
+    yield
+
+
+def test_where_all_values_were_weighed_no_image_is_read() -> None:
+    network, found = quant_network(Plain, "w4a4"), weighed(random_images(8))
+    assert calibrate(network, unread(), weighed=found) == 0
+    nodes = network.names.fx_from_tensor
+    for point in network.placement.activations:
+        sample = found[nodes[point.tensor]]
+        wanted = mse_qparams(sample.histogram(point.shifted), point.num_bits)
+        assert network.activation_qparams()[point.name] == wanted
+
+
+def test_a_tensor_that_was_not_weighed_is_observed_in_float() -> None:
+    x = random_images(8)
+    network, usual, found = quant_network(Plain, "w4a4"), quant_network(Plain, "w4a4"), weighed(x)
+    calibrate(usual, [x])
+    missing = network.placement.activations[-1]
+    del found[network.names.fx_from_tensor[missing.tensor]]
+    for _ in range(2):  # the second time grids are there, and must not round what is observed
+        assert calibrate(network, [x], weighed=found) == len(x)
+        grid = network.activation_qparams()[missing.name]
+        assert float(grid.scale) == float(usual.activation_qparams()[missing.name].scale)

@@ -21,7 +21,6 @@ from fdda_deploy.pipeline.quantization.ranges import (
     mse_qparams,
     percentile_qparams,
 )
-from fdda_deploy.pipeline.quantization.weighed_values import WeighedValues
 from fdda_deploy.quant.affine import dequantize, fake_quant, qparams_from_amax, quantize
 from fdda_deploy.quant.qparams import SMALLEST_SCALE, QParams
 
@@ -274,34 +273,3 @@ def test_blocks_are_scaled_one_by_one(axis: int) -> None:
     whole = weight_qparams(weight, 4, 1 - axis)
     blocked = float(((weight - dequantize(x_int, qparams)) ** 2).sum())
     assert blocked < 0.9 * float(((weight - fake_quant(weight, whole)) ** 2).sum())
-
-
-@pytest.mark.parametrize("method", ["mse", "lp"])
-def test_weighed_values_stand_for_what_was_seen(method: str) -> None:
-    rng = np.random.default_rng(0)
-    values = torch.from_numpy(np.abs(rng.normal(size=(4, 2000))).astype(np.float32))
-    plain, weighed = HistogramObserver(method=method), HistogramObserver(method=method)
-    for observer in (plain, weighed):
-        observer.observe(values)
-        observer.observe(torch.tensor([90.0] * 200))  # far out, and worth nothing
-    weighed.weigh(WeighedValues(values, torch.ones_like(values).half()))
-    assert float(plain.qparams(4).scale) > 3 * float(weighed.qparams(4).scale)
-    assert weighed.histogram().high == 90.0
-    alone = HistogramObserver(method=method)
-    alone.observe(values)
-    found, wanted = weighed.qparams(4), alone.qparams(4)
-    assert float(found.scale) == pytest.approx(float(wanted.scale), rel=0.05)
-
-
-def test_a_value_counts_its_weight() -> None:
-    observer = HistogramObserver(num_bins=8)
-    observer.observe(torch.tensor([-4.0, 4.0]))
-    values, weights = torch.tensor([[-3.5, 0.5], [0.6, 3.5]]), torch.tensor([[1.0, 2], [3, 0]])
-    observer.weigh(WeighedValues(values, weights.half()))
-    assert observer.histogram().counts.tolist() == [1, 0, 0, 0, 5, 0, 0, 0]
-
-
-def test_nothing_is_weighed_before_anything_was_seen() -> None:
-    sample = WeighedValues(torch.ones(1, 1), torch.ones(1, 1).half())
-    with pytest.raises(CalibrationError, match="no image reached this tensor"):
-        HistogramObserver().weigh(sample)

@@ -8,8 +8,11 @@ from quant_networks import float_graph
 from torch import Tensor, fx, nn
 
 from fdda_deploy.pipeline.quantization.fisher import AT_ONCE
+from fdda_deploy.pipeline.quantization.ranges import activation_qparams
 from fdda_deploy.pipeline.quantization.weighed_values import (
+    NUM_BINS,
     SAMPLES_PER_IMAGE,
+    WeighedValues,
     spread_positions,
     weighed_values,
 )
@@ -115,3 +118,46 @@ def test_what_no_prediction_depends_on_and_what_is_not_finite_is_left_out():
     assert all(torch.isfinite(sample.weights).all() for sample in found.values())
     x[0, 0, 0, 0] = float("nan")
     assert weighed_values(module, names, [x]) == {}
+
+
+@pytest.mark.parametrize("method", ["mse", "lp"])
+def test_what_is_far_out_and_worth_nothing_sets_no_range(method: str):
+    values = drawn(4, 2000).abs()
+    far = torch.full((4, 50), 90.0)
+    ones = torch.ones_like(values)
+    alone = WeighedValues(values, ones.half(), 0.0, float(values.max()))
+    both = torch.cat([values, far], dim=1)
+    counting = WeighedValues(both, torch.ones_like(both).half(), 0.0, 90.0)
+    weighed = WeighedValues(both, torch.cat([ones, 0 * far], dim=1).half(), 0.0, 90.0)
+    wanted, plain, found = (
+        float(activation_qparams(sample.histogram(), 4, method).scale)
+        for sample in (alone, counting, weighed)
+    )
+    assert plain > 3 * wanted
+    assert found == pytest.approx(wanted, rel=0.05)
+
+
+def test_a_histogram_counts_weights_and_keeps_the_extremes():
+    sample = WeighedValues(
+        torch.tensor([[-3.5, 0.5], [0.5, 3.5]]), torch.tensor([[1.0, 2], [3, 0]]).half(), -4.0, 5.0
+    )
+    found = sample.histogram(shifted=True)
+    assert (found.low, found.high, found.shifted, found.weighed) == (-4.0, 5.0, True, True)
+    held = found.counts > 0
+    width = 10 / NUM_BINS
+    assert found.centers[held] == pytest.approx([-3.5, 0.5], abs=width)
+    assert found.counts[held].tolist() == [1.0, 5.0]
+
+
+def test_a_tensor_of_nothing_has_a_grid():
+    sample = WeighedValues(torch.zeros(2, 8), torch.ones(2, 8).half(), 0.0, 0.0)
+    assert float(activation_qparams(sample.histogram(), 8, "mse").scale) > 0
+
+
+def test_the_extremes_are_those_of_all_values():
+    x = drawn(3, 3, 16, 16)  # 256 places, of which 32 are sampled
+    module = float_graph(Corner).module
+    (name,) = (node.name for node in module.graph.nodes if node.op == "placeholder")
+    found = weighed_values(module, [name], torch.split(x, 2))[name]
+    assert (found.low, found.high) == (float(x.min()), float(x.max()))
+    assert float(found.values.max()) < found.high

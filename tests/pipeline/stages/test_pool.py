@@ -167,3 +167,19 @@ def test_images_without_classes_are_drawn_with_label_minus_one(tmp_path: Path) -
     np.savez(tmp_path / "flat.npz", x=np.zeros((30, 8, 8), np.uint8))
     found = Pool(open_images(str(tmp_path / "flat.npz"), PREPROCESSING), None, 0)
     assert set(found.draws()[0](5, torch.Generator())[1].tolist()) == {-1}
+
+
+@pytest.mark.parametrize(
+    ("counts", "most", "wanted"),
+    [
+        ((256, 0), 64, (64, 0)),
+        ((0, 256), 64, (0, 64)),
+        ((256, 256), 64, (32, 32)),
+        ((10, 256), 64, (2, 62)),
+        ((10, 20), 64, (10, 20)),
+    ],
+)
+def test_fewer_images_keep_their_proportion(
+    counts: tuple[int, int], most: int, wanted: tuple[int, int]
+):
+    assert Pool.fewer(counts, most) == wanted
