@@ -6,8 +6,9 @@ mobilenet_v2 as ONNX Runtime's static quantization writes it (Q/DQ and QOperator
 activations, per tensor and per channel) and in the style of ModelOpt, each repaired by `check
 --fix` for rtx. Every row: whether the builder takes it before and after, the plan's bytes beside
 those of our own export calibrated on the same inputs, how far the outputs moved, and before and
-after how far both are from the float network on other photographs (`imagenet_tune`). Then the time
-of `check` on a Q/DQ graph of resnet50. The build needs no GPU.
+after how far both are from the float network on other photographs (`imagenet_tune`); all of it
+with and without a compact plan, and with one beside the plan of `fdda-deploy export`'s default
+(`compact_plan.py`). Then the time of `check` on a Q/DQ graph of resnet50. The build needs no GPU.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from peer_graphs import modelopt_style, ort_static, own_export, ranges  # noqa: 
 
 SHARED = ROOT.parent / "shared" / "data"
 TARGET = "rtx"
+COMPACT = ROOT / "benchmarks" / "results" / "compact_plan.json"
 SHAPE = (3, 224, 224)
 
 
@@ -153,9 +155,31 @@ def row(
 ) -> dict[str, object]:
     """Returns everything measured on one peer's graph."""
     before, refusal = plan_bytes(model)
+    known = json.loads(COMPACT.read_text(encoding="utf-8"))["rows"]
+    (own_default,) = (row for row in known if "default" in row["result"])
+    return {
+        "peer": name,
+        "plan_bytes_before": before,
+        "refusal_before": refusal,
+        "others_before": judged(model, *judges),
+        **repaired(model, graph, feed, own_bytes, judges, compact=False),
+        "compact": repaired(model, graph, feed, own_default["plan_bytes"], judges, compact=True),
+    }
+
+
+def repaired(
+    model: onnx.ModelProto,
+    graph: FloatGraph,
+    feed: np.ndarray,
+    own_bytes: int,
+    judges: tuple[np.ndarray, np.ndarray],
+    *,
+    compact: bool,
+) -> dict[str, object]:
+    """Returns what is measured on the repaired graph."""
     started = time.perf_counter()
     named = {graph.proto.graph.input[0].name: feed}
-    fixed = fix(model, target=TARGET, feed=named)
+    fixed = fix(model, target=TARGET, feed=named, compact_plan=compact)
     seconds = time.perf_counter() - started
     after, reason = plan_bytes(fixed.model)
     assert fixed.proof is not None
@@ -167,18 +191,18 @@ def row(
     was = compare_arrays("logits", reference, logits(model, feed))
     now = compare_arrays("logits", reference, logits(fixed.model, feed))
     return {
-        "peer": name,
         "errors_before": sum(f.severity == "error" for f in fixed.before),
         "errors_after": sum(f.severity == "error" for f in fixed.after),
         "repairs": dict(Counter(change.repair for change in fixed.applied)),
-        "plan_bytes_before": before,
-        "refusal_before": refusal,
         "plan_bytes_after": after,
         "refusal_after": reason,
         "plan_over_own": None if after is None else round(after / own_bytes, 4),
         "fix_seconds": round(seconds, 2),
         "grids_changed": against.grids,
         "worst_grid_over_due": against.worst_grid,
+        "widest_grid": against.widest_grid,
+        "weights_rounded_anew": against.weights,
+        "worst_weight_steps": against.worst_weight,
         "float_twins_relative_l2": against.twins[output],
         "to_its_twin_relative_l2_before": round(against.before[output].relative_l2, 5),
         "to_its_twin_relative_l2_after": round(against.after[output].relative_l2, 5),
@@ -188,7 +212,6 @@ def row(
         "to_float_relative_l2_before": round(was.relative_l2, 5),
         "to_float_relative_l2_after": round(now.relative_l2, 5),
         "zero_points_taken_up": sum("taken up" in change.what for change in fixed.applied),
-        "others_before": judged(model, *judges),
         "others_after": judged(fixed.model, *judges),
         "to_float_top1_before": was.top1_agreement,
         "to_float_top1_after": now.top1_agreement,
@@ -235,7 +258,8 @@ def main() -> None:
     for name, model in peers(graph, batches, found):
         rows.append(row(name, model, graph, feed, own, judges))
         shown = ("plan_over_own", "moved_relative_l2", "to_float_relative_l2_before")
-        print(name, *(rows[-1][key] for key in (*shown, "to_float_relative_l2_after")), flush=True)
+        print(name, *(rows[-1][key] for key in (*shown, "to_float_relative_l2_after")))
+        print(json.dumps(rows[-1]["compact"]), flush=True)
     result = {
         "network": "mobilenet_v2",
         "weights": weights,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import onnx
 
@@ -98,8 +98,8 @@ def place_compact(
     return _sharing(_with_reasons(placement, dear), shapes)
 
 
-def _dear(
-    points: Sequence[ActivationPoint],
+def unpaid_layers(
+    reads: Iterable[tuple[str, Collection[str]]],
     shapes: Mapping[str, Shape],
     weights: Mapping[str, int],
     inputs: Collection[str],
@@ -108,17 +108,32 @@ def _dear(
 
     The network's own input is not counted: the kernel of a convolution of three channels is
     generated in float as well (149,057 bytes, 155,045 in INT8).
+
+    Args:
+        reads: A quantized tensor and the layers that read it, for each.
+        shapes: Of one image's share of each tensor; a tensor without a whole one is not counted.
+        weights: How many weights each layer has.
+        inputs: The network's.
     """
     saved: dict[Shape, int] = defaultdict(int)
     readers: dict[Shape, set[str]] = defaultdict(set)
-    for point in points:
-        shape = shapes.get(point.tensor)
-        if shape is None or None in shape or point.tensor in inputs:
+    for tensor, layers in reads:
+        shape = shapes.get(tensor)
+        if shape is None or None in shape or tensor in inputs:
             continue
-        layers = {node for node, _ in point.consumers if node in weights}
-        saved[shape] += SAVED_BYTES * sum(weights[node] for node in layers)
-        readers[shape] |= layers
+        saved[shape] += SAVED_BYTES * sum(weights[layer] for layer in layers)
+        readers[shape] |= set(layers)
     return {node for shape in saved if saved[shape] < KERNEL_BYTES for node in readers[shape]}
+
+
+def _dear(
+    points: Sequence[ActivationPoint],
+    shapes: Mapping[str, Shape],
+    weights: Mapping[str, int],
+    inputs: Collection[str],
+) -> set[str]:
+    reads = [(p.tensor, {node for node, _ in p.consumers if node in weights}) for p in points]
+    return unpaid_layers(reads, shapes, weights, inputs)
 
 
 def _with_float_skips(placement: Placement, additions: Collection[str]) -> Placement:

@@ -4,7 +4,9 @@
 that fell the other way, so two right graphs may be far apart. Where it is over the tolerance, and
 none was asked for, three sharper questions are put, all on the same inputs:
 
-1. With the rounding of activations taken out of both graphs, do they compute the same?
+1. With the rounding of activations taken out of both graphs, do they compute the same? Where a
+   compact plan was asked for, weights were quantized anew: each has to be where it was to half a
+   step, and the graph that came is given them first.
 2. Does every grid that changed keep its range, and round by no more than its wider steps cost?
 3. Is the repaired graph no farther from that float network than the graph was that came? And
    that one, if its operators had to be written as Q/DQ pairs to find the network, than those?
@@ -22,8 +24,15 @@ from fdda_deploy.engines.compare import Comparison, compare_arrays
 from fdda_deploy.engines.ort_run import OrtRunner
 from fdda_deploy.engines.runner import Array, Feed
 from fdda_deploy.errors import EngineError, ExportError
-from fdda_deploy.exporters.repair.float_twin import Probe, float_twins
+from fdda_deploy.exporters.repair import one_scale
+from fdda_deploy.exporters.repair.float_twin import Twins, float_twins, with_weights
 from fdda_deploy.exporters.repair.repairing import NOTATION, RESTORING, Repaired, repair
+from fdda_deploy.pipeline.repair_grids import (
+    over_due,
+    require_grid,
+    require_shift,
+    weight_moved,
+)
 
 EXACT_TOLERANCE = 1e-5
 """Relative L2 distance of the outputs where every repair was exact: float rounding."""
@@ -35,14 +44,6 @@ WEIGHT_REPAIRS = ("R06", "R07")
 """Repairs that may round weights anew, and so change the float network a little."""
 FARTHER = 1.1
 """How much farther from its float network a graph may be after its repair."""
-MEAN_SLACK = 0.5
-"""Steps that the mean of a tensor may be off what its biases were to add; a wrong zero-point is off
-by one or more."""
-GRID_SLACK = 1.8
-"""How much more a new grid may round than its wider steps explain: on few values up to sqrt(3)."""
-STEP_SLACK = 0.02
-"""How far a new grid's step may be from what keeps the range: UINT8 has 255 steps, INT8 254."""
-
 AS_GIVEN = "the file as it was"
 RESTORED = "the file with its opset, IR and axes repaired, as nothing loads it before"
 
@@ -59,6 +60,10 @@ class AgainstFloat:
         grids: Tensors whose grid changed.
         worst_grid: The largest rounding error among them over what its wider steps explain; None
             where no grid changed.
+        widest_grid: The largest of its steps over what keeps the range, beyond 1 only where tensors
+            were to share a scale; None where no grid changed.
+        weights: Layers whose weight a compact plan quantized anew.
+        worst_weight: The farthest that one of their weights moved, in steps; None without any.
     """
 
     before: dict[str, Comparison]
@@ -67,6 +72,9 @@ class AgainstFloat:
     twins: dict[str, float]
     grids: int
     worst_grid: float | None
+    widest_grid: float | None = None
+    weights: int = 0
+    worst_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -147,26 +155,48 @@ def _against_float(
     found: Mapping[str, Array],
 ) -> AgainstFloat | None:
     """Returns the distances; None where ONNX Runtime takes integers and not the floats."""
-    twins = float_twins(notation.model, repaired.model)
+    anew = [change.node for change in repaired.applied if change.repair == one_scale.REPAIR.id]
+    twins = float_twins(notation.model, repaired.model, repaired.notes, anew)
     try:
         floats, _ = _run(twins.before, feed)
         again, _ = _run(twins.after, feed)
     except EngineError:
         return None
     for probe in twins.probes:
-        _require_grid(probe, floats)
-        _require_shift(probe, floats, again)
+        require_grid(probe, floats)
+        require_shift(probe, floats, again)
+    worst_weight = _worst_weight(twins, repaired, floats, again)
     reference = {name: floats[name] for name in wanted}
-    apart = _compared(reference, again)
+    expected = reference
+    if twins.weights:
+        given = {w.layer: again[w.after] / np.float32(w.factor) for w in twins.weights}
+        same_weights, _ = _run(with_weights(twins.before, given), feed)
+        expected = {name: same_weights[name] for name in wanted}
     rewritten = None if notation.exact else _run(notation.model, feed)[0]
     return AgainstFloat(
         before=_compared(reference, wanted),
         rewritten=None if rewritten is None else _compared(reference, rewritten),
         after=_compared(reference, found),
-        twins={name: compared.relative_l2 for name, compared in apart.items()},
+        twins={name: apart.relative_l2 for name, apart in _compared(expected, again).items()},
         grids=len(twins.probes),
-        worst_grid=max((_over_due(probe, floats) for probe in twins.probes), default=None),
+        worst_grid=max((over_due(probe, floats) for probe in twins.probes), default=None),
+        widest_grid=max((probe.widened for probe in twins.probes), default=None),
+        weights=len(twins.weights),
+        worst_weight=worst_weight,
     )
+
+
+def _worst_weight(
+    twins: Twins, repaired: Repaired, floats: Mapping[str, Array], again: Mapping[str, Array]
+) -> float | None:
+    """Returns how far weights moved at most, in steps, after holding each to half a step."""
+    twice = any(c.repair in WEIGHT_REPAIRS and not c.exact for c in repaired.applied)
+    allowed = 1.0 if twice else 0.5
+    worst = []
+    for weight in twins.weights:
+        wanted = np.asarray(floats[weight.before], np.float64) * weight.factor
+        worst.append(weight_moved(weight, wanted, again[weight.after], allowed))
+    return max(worst, default=None)
 
 
 def _compared(a: Mapping[str, Array], b: Mapping[str, Array]) -> dict[str, Comparison]:
@@ -184,38 +214,6 @@ def _run(model: onnx.ModelProto, feed: Feed) -> tuple[dict[str, Array], str]:
                 "Give inputs that the network is made for with --feed."
             )
     return outputs, described
-
-
-def _over_due(probe: Probe, floats: Mapping[str, Array]) -> float:
-    """Returns the root mean square error of the new grid over the one that is due."""
-    rounding = max(float(floats[probe.old]), probe.step**2 / 12)
-    return float(np.sqrt(float(floats[probe.new]) / rounding)) / probe.widening
-
-
-def _require_grid(probe: Probe, floats: Mapping[str, Array]) -> None:
-    over = _over_due(probe, floats)
-    if abs(probe.widened - 1) <= STEP_SLACK and over <= GRID_SLACK:
-        return
-    raise ExportError(
-        f"tensor {probe.tensor}: the steps of its new grid are {probe.widened:.3g} times what "
-        f"keeps the range, and round by {over:.3g} times what they should (at most {GRID_SLACK}); "
-        "nothing is written. Report this file, or accept the distance of the outputs with "
-        "--tolerance."
-    )
-
-
-def _require_shift(probe: Probe, floats: Mapping[str, Array], again: Mapping[str, Array]) -> None:
-    if not probe.shift:
-        return
-    before, after = probe.means
-    moved = float(again[after]) - float(floats[before])
-    if abs(moved - probe.shift) <= MEAN_SLACK * probe.step:
-        return
-    raise ExportError(
-        f"tensor {probe.tensor}: its mean moved by {moved:.3g} and its zero-point stands for "
-        f"{probe.shift:.3g}, so biases took up another; nothing is written. Report this file, or "
-        "accept the distance of the outputs with --tolerance."
-    )
 
 
 def _require_same_network(against: AgainstFloat, repaired: Repaired) -> None:

@@ -6,6 +6,7 @@ this file is where they meet.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from fdda_deploy.config.compact_plan import require_compact_repair
+from fdda_deploy.engines.ort_run import OrtRunner
 from fdda_deploy.engines.runner import Array, Feed
-from fdda_deploy.errors import ConfigError, DataError, ExportError
+from fdda_deploy.errors import ConfigError, DataError, EngineError, ExportError
+from fdda_deploy.exporters.repair.cut_off import CUT_OFF, measuring
 from fdda_deploy.exporters.repair.record import Applied
-from fdda_deploy.exporters.repair.repairing import repair
+from fdda_deploy.exporters.repair.repairing import NOTATION, repair
 from fdda_deploy.exporters.rules.finding import Finding
 from fdda_deploy.exporters.trt_rules import check
 from fdda_deploy.pipeline.repair_proof import Proof, proved
@@ -35,6 +39,8 @@ class Fix:
         before: Findings on the graph as it came.
         after: Findings that are left.
         proof: None where nothing was changed.
+        compact_plan: The repairs that make TensorRT-RTX's plan smaller were among those applied.
+        not_compact: Why they were left out where they were only wanted if they can be had; or "".
     """
 
     model: onnx.ModelProto
@@ -42,6 +48,8 @@ class Fix:
     before: tuple[Finding, ...]
     after: tuple[Finding, ...]
     proof: Proof | None
+    compact_plan: bool = False
+    not_compact: str = ""
 
 
 def fix(
@@ -54,6 +62,7 @@ def fix(
     feed: Feed | None = None,
     tolerance: float | None = None,
     seed: int = 0,
+    compact_plan: bool | None = False,
 ) -> Fix:
     """Returns the repaired graph with the proof that its outputs stayed where they were.
 
@@ -66,9 +75,11 @@ def fix(
         feed: One array per input; None draws normal numbers of ``seed``.
         tolerance: Largest relative L2 distance of any output; None asks as `repair_proof` says.
         seed: Of the inputs that are drawn.
+        compact_plan: Make TensorRT-RTX's plan smaller too; None does so for ``rtx`` if that can be
+            proved, and else says why not.
 
     Raises:
-        ConfigError: A tolerance that is not positive.
+        ConfigError: A tolerance that is not positive; a compact plan for another target.
         ExportError: The graph is not sound, or the proof failed.
         EngineError: ONNX Runtime cannot run the graph, or the feed does not fit it.
     """
@@ -84,16 +95,56 @@ def fix(
             flags=flags,
         )
 
+    require_compact_repair(compact_plan, target)
     before = findings_of(model)
-    repaired = repair(model, target=target, compute_capabilities=compute_capabilities)
-    if not repaired.applied:
-        return Fix(model, (), before, before, None)
     inputs = "the feed that was given"
     if feed is None:
-        feed = seeded_feed(model, seed)
         inputs = f"{PROOF_BATCH} rows of normal numbers, seed {seed}"
-    proof = proved(model, repaired, target, feed, inputs, tolerance)
-    return Fix(repaired.model, repaired.applied, before, findings_of(repaired.model), proof)
+
+    def given() -> Feed:
+        return seeded_feed(model, seed) if feed is None else feed
+
+    def fixed(*, compact: bool) -> Fix:
+        bounded = cut_off_tensors(model, target, given()) if compact else frozenset()
+        repaired = repair(
+            model,
+            target=target,
+            compute_capabilities=compute_capabilities,
+            compact_plan=compact,
+            bounded=bounded,
+        )
+        if not repaired.applied:
+            return Fix(model, (), before, before, None, compact)
+        proof = proved(model, repaired, target, given(), inputs, tolerance)
+        after = findings_of(repaired.model)
+        return Fix(repaired.model, repaired.applied, before, after, proof, compact)
+
+    if compact_plan is not None or target != "rtx":
+        return fixed(compact=bool(compact_plan))
+    try:
+        return fixed(compact=True)
+    except (ExportError, EngineError) as error:
+        return dataclasses.replace(fixed(compact=False), not_compact=str(error))
+
+
+def cut_off_tensors(model: onnx.ModelProto, target: str, feed: Feed) -> frozenset[str]:
+    """Returns the tensors that a symmetric grid cuts off below, as if a ReLU were hidden there.
+
+    Args:
+        model: Any Q/DQ graph.
+        target: As for `fix`.
+        feed: One array per input.
+
+    Raises:
+        EngineError: ONNX Runtime cannot run the graph, or the feed does not fit it.
+    """
+    readable = repair(model, target=target, only=NOTATION).model
+    watched, about = measuring(readable)
+    if not about:
+        return frozenset()
+    with OrtRunner(watched.SerializeToString(), optimizations="basic") as runner:
+        found = runner.infer(feed)
+    return frozenset(about[name] for name in about if float(found[name]) > CUT_OFF)
 
 
 def seeded_feed(model: onnx.ModelProto, seed: int) -> dict[str, Array]:

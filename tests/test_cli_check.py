@@ -198,6 +198,11 @@ def test_a_feed_decides_what_is_proved(tmp_path: Path, capsys: pytest.CaptureFix
         ("a.onnx --fix --out a.onnx", "--out is MODEL itself"),
         ("a.onnx --out b.onnx", "--out: goes with --fix"),
         ("a.onnx --tolerance 1", "--tolerance: goes with --fix"),
+        ("a.onnx --compact-plan", "--compact-plan: goes with --fix. Add --fix, or leave"),
+        (
+            "a.onnx --fix --out b.onnx --compact-plan",
+            "--compact-plan: for TensorRT-RTX alone, got target trt. Take --target rtx, or leave",
+        ),
         ("a.onnx --bits 4", "--bits: has no meaning for an ONNX file"),
         ("a.onnx --no-cache", "--no-cache: has no meaning for an ONNX file"),
         ("a.onnx --target ort-cpu", "--target: unknown 'ort-cpu'. Known: trt, trt11, trt10.16"),

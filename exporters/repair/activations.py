@@ -10,12 +10,12 @@
    ReLU in front of it; so a Relu is put back, unless the tensor cannot be negative anyway, or
    the zero-point was taken up: then INT8's lowest value cuts off the same.
 6. The pair is named after the tensor that it quantizes, shortly: a plan repeats every name.
-7. This is the last repair: until here the old grids tell where a ReLU was dropped.
+7. Until this repair the old grids tell where a ReLU was dropped; behind it comes R16 alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,12 +70,15 @@ def _apply(graph: GraphEdit, request: Request) -> Iterator[Change]:
     for pair in pairs:
         node, grid, absorption = pair.quantize, pair.grid, pair.absorption
         source, was = node.input[0], label(node)
-        words = "" if absorption is None else shifter.shift(absorption, grid)
+        words = ""
+        if absorption is not None:
+            words = shifter.shift(absorption, grid)
+            graph.notes.moved.add(source)
         operands = replacements.operands(
             grid, source, same_scale=grid.symmetric or absorption is not None
         )
         for member in pair.group:
-            _move(graph, member, operands)
+            move(graph, member, operands)
             graph.name_after(member, f"{source}_{'q' if member is node else 'dq'}")
         if pair.relu == _NEW_RELU:
             graph.rewire(node, 0, _new_relu(graph, source))
@@ -90,7 +93,7 @@ def _pairs(graph: GraphEdit, shifter: Shifter) -> Iterator[_Pair]:
         grid = grid_of(graph, node)
         if grid is None or grid.repaired or grid.axis is not None:
             continue
-        group = None if graph.tensor(node.input[0]) is not None else _group(graph, node, grid)
+        group = None if graph.tensor(node.input[0]) is not None else group_of(graph, node, grid)
         if group is None:
             continue
         absorption = None if grid.symmetric else shifter.found(node, grid)
@@ -122,7 +125,7 @@ def _words(grid: Grid, taken_up: str, *, relu: bool) -> str:
     return f"{was} to INT8, zero-point 0, scale {scale:.4g} to {new:.4g}{extra}"
 
 
-def _group(graph: GraphEdit, quantize: onnx.NodeProto, grid: Grid) -> list[onnx.NodeProto] | None:
+def group_of(graph: GraphEdit, quantize: onnx.NodeProto, grid: Grid) -> list[onnx.NodeProto] | None:
     """Returns the Q and every DQ of its integers; None where something else reads them."""
     members, pending, seen = [quantize], [quantize.output[0]], set()
     while pending:
@@ -145,7 +148,8 @@ def _group(graph: GraphEdit, quantize: onnx.NodeProto, grid: Grid) -> list[onnx.
     return members
 
 
-def _move(graph: GraphEdit, node: onnx.NodeProto, operands: tuple[str, str]) -> None:
+def move(graph: GraphEdit, node: onnx.NodeProto, operands: Sequence[str]) -> None:
+    """Gives a Q or DQ another scale and zero-point, of INT8."""
     for index, name in enumerate(operands, start=1):
         if index < len(node.input):
             graph.rewire(node, index, name)

@@ -24,6 +24,8 @@ from fdda_deploy.exporters.repair.nodes import (
     drop_untrue_types,
     unused,
 )
+from fdda_deploy.exporters.repair.notes import Notes
+from fdda_deploy.exporters.rules.shapes import Shape, tensor_types
 
 Array = npt.NDArray[Any]
 Reader = tuple[onnx.NodeProto, int]
@@ -34,9 +36,13 @@ class GraphEdit:
 
     Args:
         model: Changed in place by `finish`.
+
+    Attributes:
+        notes: What repairs found out about it.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
+        self.notes = Notes()
         self.reload(model)
 
     def reload(self, model: onnx.ModelProto) -> None:
@@ -116,6 +122,17 @@ class GraphEdit:
             tensor = node.input[0]
         return None
 
+    def shapes(self) -> dict[str, Shape]:
+        """Returns what is known of the shape of each tensor, as the graph is now."""
+        model = onnx.ModelProto(ir_version=self.model.ir_version)
+        model.opset_import.extend(self.model.opset_import)
+        graph = model.graph
+        graph.name = self.model.graph.name
+        for field in ("input", "output", "initializer"):
+            getattr(graph, field).extend(getattr(self.model.graph, field))
+        graph.node.extend(self._sorted())
+        return tensor_types(model)[1]
+
     def add_constant(self, hint: str, value: Array) -> str:
         """Adds an initializer; returns its name, which starts with ``hint`` and is new."""
         name = self.fresh(hint)
@@ -187,6 +204,13 @@ class GraphEdit:
         self._node_names.discard(node.name)
         self._changed()
 
+    def prune(self) -> None:
+        """Takes out every node that an edit left unread."""
+        while dead := [n for n in self._dead_nodes() if id(n) not in self._dead_before]:
+            gone = {id(node) for node in dead}
+            self.nodes = [node for node in self.nodes if id(node) not in gone]
+            self._changed()
+
     def finish(self) -> onnx.ModelProto:
         """Writes the edits back: sorted, without what they left unread. Returns the model.
 
@@ -196,10 +220,7 @@ class GraphEdit:
         graph = self.model.graph
         if not self._touched:
             return self.model
-        while dead := [n for n in self._dead_nodes() if id(n) not in self._dead_before]:
-            gone = {id(node) for node in dead}
-            self.nodes = [node for node in self.nodes if id(node) not in gone]
-            self._changed()
+        self.prune()
         ordered = self._sorted()
         del graph.node[:]
         graph.node.extend(ordered)

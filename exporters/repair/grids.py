@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from fdda_deploy.errors import ExportError
 from fdda_deploy.exporters.repair.editing import Array, GraphEdit, quantized_type
-from fdda_deploy.exporters.repair.nodes import attribute
+from fdda_deploy.exporters.repair.nodes import attribute, plain_name
 from fdda_deploy.exporters.rules.graph import WEIGHTED_OPS
 from fdda_deploy.quant.affine import dequantize, qparams_from_amax, quantize
 from fdda_deploy.quant.qparams import SMALLEST_SCALE, FloatArray, QParams
@@ -198,14 +198,34 @@ def dequantized_constant(
         scale: ``()`` or ``(C,)``.
         axis: Of the channels, None for one scale.
     """
-    hint = old.output[0]
+    hint = plain_name(old.input[0]).removesuffix("_int8")
     operands = [
         graph.add_constant(f"{hint}_int8", x_int),
         graph.add_constant(f"{hint}_int8_scale", scale),
         graph.add_constant(f"{hint}_int8_zero_point", np.zeros(scale.shape, np.int8)),
     ]
-    output = graph.fresh(f"{hint}_dequantized")
+    output = graph.fresh(f"{hint}_dq")
     stated = {"axis": axis, "output_dtype": attribute(old, "output_dtype")}
     kept = {name: value for name, value in stated.items() if value is not None}
     graph.add_node("DequantizeLinear", operands, output, **kept)
     return output
+
+
+def scaled_integers(graph: GraphEdit, tensor: str, factor: float) -> str:
+    """Adds the same integers behind a DequantizeLinear of ``factor`` times the scale.
+
+    Args:
+        graph: Where to.
+        tensor: What a DequantizeLinear on a symmetric grid makes of an INT8 constant.
+        factor: Positive.
+
+    Returns:
+        The name of the float tensor.
+    """
+    node = graph.producer(tensor)
+    assert node is not None, tensor
+    grid, held = grid_of(graph, node), graph.constant(node.input[0])
+    assert grid is not None, tensor
+    assert held is not None, tensor
+    scale = (grid.scale.astype(np.float64) * factor).astype(grid.scale.dtype)
+    return dequantized_constant(graph, node, held, scale, grid.axis)

@@ -51,6 +51,17 @@ def rectified(graph: GraphEdit, source: str) -> str:
     return str(made[0]) if made else ""
 
 
+def put_back(graph: GraphEdit, tensor: str) -> bool:
+    """Returns whether ``tensor`` is behind a ReLU that a repair put where a grid had stood for it.
+
+    Such a grid also stood for ReLU6 where it ended at 6 or before.
+    """
+    node = graph.producer(tensor)
+    if node is None or node.op_type != "Relu":
+        return False
+    return bool(node.name.startswith(f"{node.input[0]}{_SUFFIX}"))
+
+
 def _rectify(graph: GraphEdit, source: str, grid: Grid) -> str:
     output = graph.fresh(f"{source}{_SUFFIX}")
     if float(grid.amax) > RELU6 * (1 + 1e-5):

@@ -52,12 +52,13 @@ class Repair:
     """One line of the table of repairs.
 
     Attributes:
-        id: ``R01`` to ``R12``, in the order in which they are applied.
-        rules: The rules whose findings it clears.
+        id: ``R01`` to ``R16``.
+        rules: The rules whose findings it clears; empty for those that make a plan compact.
         title: What it does, in one line.
         reason: Why the result is the same, or what is given up.
         restores: True for a repair that lets readers other than TensorRT load the file at all, so
             that its result, not its input, is what later repairs are measured against.
+        compact: True for a repair that makes TensorRT-RTX's plan smaller, applied on request.
         apply: Changes the graph and yields each change.
     """
 
@@ -67,6 +68,7 @@ class Repair:
     reason: str
     apply: Callable[[GraphEdit, Request], Iterable[Change]]
     restores: bool = False
+    compact: bool = False
 
     def run(self, graph: GraphEdit, request: Request) -> tuple[Applied, ...]:
         """Applies the repair to ``graph``; returns every change, in order."""

@@ -6,8 +6,8 @@ outputs stayed where they were is measured by `pipeline.repairing`, which may ru
 
 from __future__ import annotations
 
-from collections.abc import Container
-from dataclasses import dataclass
+from collections.abc import Collection, Container
+from dataclasses import dataclass, field
 
 import onnx
 
@@ -18,15 +18,20 @@ from fdda_deploy.exporters.repair import (
     biases,
     domains,
     duplicates,
+    float_readers,
     float_weights,
     integer_weights,
     narrow_filters,
+    one_scale,
     qoperators,
     residuals,
+    shared_scales,
+    unpaid_layers,
     useless_pairs,
     versions,
 )
 from fdda_deploy.exporters.repair.editing import GraphEdit
+from fdda_deploy.exporters.repair.notes import Notes
 from fdda_deploy.exporters.repair.record import Applied, Repair
 from fdda_deploy.exporters.rules.graph import Request
 from fdda_deploy.exporters.trt_rules import known_target
@@ -42,8 +47,12 @@ REPAIRS: tuple[Repair, ...] = (
     duplicates.REPAIR,
     residuals.REPAIR,
     narrow_filters.REPAIR,
+    float_readers.REPAIR,
+    unpaid_layers.REPAIR,
+    one_scale.REPAIR,
     useless_pairs.REPAIR,
     activations.REPAIR,
+    shared_scales.REPAIR,
 )
 """The table, in the order of application: later repairs rely on what earlier ones settled."""
 
@@ -61,10 +70,12 @@ class Repaired:
     Attributes:
         model: A new model; the one that was given is as it was.
         applied: Every change, in order; empty where there was nothing that is safe to repair.
+        notes: Which tensors were moved or scaled on the way, for the proof.
     """
 
     model: onnx.ModelProto
     applied: tuple[Applied, ...]
+    notes: Notes = field(default_factory=Notes)
 
     @property
     def exact(self) -> bool:
@@ -78,6 +89,8 @@ def repair(
     target: str = "rtx",
     compute_capabilities: tuple[int, ...] = (),
     only: Container[str] | None = None,
+    compact_plan: bool = False,
+    bounded: Collection[str] = (),
 ) -> Repaired:
     """Returns ``model`` with everything repaired that is safe, and a list of the changes.
 
@@ -86,6 +99,9 @@ def repair(
         target: ``rtx``, ``trt11`` (also ``trt``) or ``trt10.16``.
         compute_capabilities: GPUs that the plan is for, for instance (86, 89); empty if unknown.
         only: Apply only the repairs with these ids, for instance `RESTORING`; None applies all.
+        compact_plan: Apply those too that make TensorRT-RTX's plan smaller; nothing elsewhere.
+        bounded: With ``compact_plan``, tensors that quantizing cuts off at INT8's lowest value;
+            their pairs stay.
 
     Raises:
         ExportError: Unknown target, a model that is not sound ONNX, or one whose nodes form a
@@ -95,9 +111,10 @@ def repair(
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = GraphEdit(copy)
+    graph.notes.bounded = frozenset(bounded)
     applied: list[Applied] = []
     for entry in REPAIRS:
-        if only is not None and entry.id not in only:
+        if (only is not None and entry.id not in only) or (entry.compact and not compact_plan):
             continue
         try:
             applied += entry.run(graph, request)
@@ -108,7 +125,7 @@ def repair(
     result = graph.finish()
     if applied:
         _drop_domains(result)
-    return Repaired(result, tuple(applied))
+    return Repaired(result, tuple(applied), graph.notes)
 
 
 def _require_sound(model: onnx.ModelProto) -> None:

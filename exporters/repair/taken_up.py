@@ -12,6 +12,8 @@ pairs already:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -19,7 +21,13 @@ from onnx import TensorProto
 
 from fdda_deploy.exporters.float_view import FloatView
 from fdda_deploy.exporters.repair.editing import Array, GraphEdit
-from fdda_deploy.exporters.repair.grids import Grid, axis_of_reader
+from fdda_deploy.exporters.repair.grids import (
+    RANGES,
+    Grid,
+    axis_of_reader,
+    grid_of,
+    scaled_integers,
+)
 from fdda_deploy.exporters.repair.narrow_filters import weight_values
 from fdda_deploy.exporters.repair.nodes import label
 from fdda_deploy.exporters.rules.graph import WEIGHTED_OPS
@@ -45,7 +53,7 @@ class Shifter:
             if node.op_type in WEIGHTED_OPS and self._weight(node) is not None
         }
         self._absorbers = Absorbers(self._view, multiplied)
-        self._added: dict[str, tuple[onnx.NodeProto, Float64Array]] = {}
+        self._biases: dict[str, tuple[float, Float64Array]] = {}
 
     def found(self, quantize: onnx.NodeProto, grid: Grid) -> Absorption | None:
         """Returns who takes up the zero-point of a pair's grid; None where nobody can."""
@@ -71,10 +79,21 @@ class Shifter:
             return None
         return absorption if all(map(self._fits, absorption.layers)) else None
 
-    def shift(self, absorption: Absorption, grid: Grid) -> str:
-        """Moves one tensor so that ``grid`` without its zero-point fits; returns it in words."""
-        steps = int(grid.zero_point) - grid.middle
-        amount = steps * float(grid.scale)
+    def bounded_below(self, absorption: Absorption) -> bool:
+        """Returns whether a function in front of the tensor cuts it off below, not its grid."""
+        nodes = [self._node(name) for name in absorption.clips]
+        return any(self._bounds(node)[0] is not None for node in nodes)
+
+    def shift(self, absorption: Absorption, grid: Grid, coarser: float | None = None) -> str:
+        """Moves one tensor so that ``grid`` without its zero-point fits; returns it in words.
+
+        Args:
+            absorption: As `found` returns it.
+            grid: The tensor's.
+            coarser: The scale that it gets, if not that of ``grid``; its lowest value stays.
+        """
+        lowest = float(grid.scale) * (RANGES[grid.dtype][0] - int(grid.zero_point))
+        amount = -128 * (coarser or float(grid.scale)) - lowest
         self._raise(absorption.maker, np.float64(amount))
         for name in absorption.layers:
             node = self._node(name)
@@ -90,12 +109,36 @@ class Shifter:
         readers = len(absorption.layers) + len(absorption.beside)
         return f"taken up by the biases of {maker} and {readers} reader{'s'[: readers != 1]}"
 
+    def can_multiply(self, absorption: Absorption, tensor: str) -> bool:
+        """Returns whether layers alone say how large ``tensor`` is, and no addition does."""
+        while (node := self._graph.producer(tensor)) is not self._node(absorption.maker):
+            if node is None or node.op_type == "Add":
+                return False
+            tensor = node.input[0]
+        layers = (absorption.maker, *absorption.layers)
+        alone = bool(absorption.layers) and not absorption.beside
+        return alone and all(self._can_multiply_weight(self._node(name)) for name in layers)
+
+    def multiply(self, absorption: Absorption, factor: float) -> str:
+        """Makes one tensor ``factor`` times as large and nothing else; returns it in words."""
+        maker = self._node(absorption.maker)
+        times, added = self._biases.get(absorption.maker, (1.0, np.zeros(())))
+        self._biases[absorption.maker] = times * factor, added * factor
+        self._multiply_weight(maker, factor)
+        for name in absorption.layers:
+            self._multiply_weight(self._node(name), 1 / factor)
+        for name in absorption.clips:
+            if self._node(name).op_type == "Clip":
+                self._write_bounds(self._node(name), lambda bound: bound * factor)
+        return f"{factor:.4g} times as large out of {label(maker)}"
+
     def finish(self) -> None:
         """Writes the new biases."""
-        for node, added in self._added.values():
+        for name, (times, added) in self._biases.items():
+            node = self._node(name)
             old = self._graph.constant(node.input[2])
             assert old is not None
-            value = (old.astype(np.float64) + added).astype(np.float32)
+            value = (old.astype(np.float64) * times + added).astype(np.float32)
             self._graph.rewire(node, 2, self._graph.add_constant(f"{node.input[2]}_shifted", value))
 
     def _node(self, name: str) -> onnx.NodeProto:
@@ -118,8 +161,8 @@ class Shifter:
         return bias.shape == (weight.shape[axis],)
 
     def _raise(self, name: str, amount: Float64Array | np.float64) -> None:
-        node, before = self._added.get(name, (self._node(name), np.zeros(())))
-        self._added[name] = node, before + amount
+        times, before = self._biases.get(name, (1.0, np.zeros(())))
+        self._biases[name] = times, before + amount
 
     def _weight(self, node: onnx.NodeProto) -> Array | None:
         """Returns a layer's float32 weight, None where it is computed or of another type."""
@@ -135,18 +178,43 @@ class Shifter:
             self._graph.remove(node)
             self._graph.rename_output(source, output)  # the tensor keeps the name it is known by
             return
-        bounds = [0.0, None] if node.op_type == "Relu" else self._bounds(node)
+        self._write_bounds(node, lambda bound: bound + amount)
+
+    def _write_bounds(self, node: onnx.NodeProto, change: Callable[[float], float]) -> None:
+        """Puts a Clip with other bounds in place of a Clip or Relu."""
         inputs = [node.input[0], "", ""]
-        for at, bound in enumerate(bounds, start=1):
+        for at, bound in enumerate(self._bounds(node), start=1):
             if bound is not None:
-                value = np.asarray(bound + amount, np.float32)
+                value = np.asarray(change(bound), np.float32)
                 inputs[at] = self._graph.add_constant(f"{node.output[0]}_bound", value)
         while not inputs[-1]:
             inputs.pop()
         self._graph.remove(node)
-        self._graph.add_node("Clip", inputs, node.output[0])
+        made = self._graph.add_node("Clip", inputs, node.output[0])
+        self._nodes.update({at: made for at, held in self._nodes.items() if held is node})
+
+    def _can_multiply_weight(self, node: onnx.NodeProto) -> bool:
+        if self._weight(node) is None or self._graph.constant(node.input[1]) is not None:
+            return self._weight(node) is not None
+        dequantize = self._graph.producer(node.input[1])
+        grid = None if dequantize is None else grid_of(self._graph, dequantize)
+        return grid is not None and grid.repaired
+
+    def _multiply_weight(self, node: onnx.NodeProto, factor: float) -> None:
+        tensor = node.input[1]
+        held = self._graph.constant(tensor)
+        if held is not None:
+            value = (held.astype(np.float64) * factor).astype(held.dtype)
+            made = self._graph.add_constant(f"{tensor}_scaled", value)
+        else:
+            made = scaled_integers(self._graph, tensor, factor)
+        self._graph.rewire(node, 1, made)
+        multiplied = self._graph.notes.multiplied
+        multiplied[node.name] = multiplied.get(node.name, 1.0) * factor
 
     def _bounds(self, node: onnx.NodeProto) -> list[float | None]:
+        if node.op_type == "Relu":
+            return [0.0, None]
         held = [self._graph.constant(name) if name else None for name in [*node.input[1:], "", ""]]
         return [None if bound is None else float(bound) for bound in held[:2]]
 

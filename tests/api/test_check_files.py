@@ -59,6 +59,7 @@ def test_a_repair_is_written_and_proved(file: str, tmp_path: Path) -> None:
         ({"target": "rxt"}, "check(target=...): unknown 'rxt'. Did you mean 'rtx'?"),
         ({"fix": True}, "check(fix=True): give out=, another file than model."),
         ({"out": "b.onnx"}, "check: out=, feed= and tolerance= go with fix=True."),
+        ({"compact_plan": True}, "--compact-plan: goes with --fix. Add --fix, or leave"),
         ({"sm": (8,)}, "--sm: got 8, wanted 50 or more."),
         ({"flags": ["FP16"]}, "check(flags=...): unknown setting. Did you mean 'flag'?"),
     ],

@@ -42,11 +42,13 @@ def damaged(draw: st.DrawFn) -> onnx.ModelProto:
 
 @pytest.mark.fuzz
 @settings(max_examples=150)
-@given(damaged(), st.sampled_from(sorted(TARGETS)))
-def test_a_damaged_graph_is_repaired_or_refused(model: onnx.ModelProto, target: str) -> None:
+@given(damaged(), st.sampled_from(sorted(TARGETS)), st.booleans())
+def test_a_damaged_graph_is_repaired_or_refused(
+    model: onnx.ModelProto, target: str, compact: bool
+) -> None:
     before, told = model.SerializeToString(), ""
     try:
-        result = repair(model, target=target)
+        result = repair(model, target=target, compact_plan=compact)
     except FddaDeployError as error:
         told = str(error)
         result = None

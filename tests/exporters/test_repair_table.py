@@ -15,13 +15,17 @@ from fdda_deploy.exporters.trt_rules import RULES, check
 
 
 def test_repairs_are_numbered_in_the_order_of_application() -> None:
-    assert [entry.id for entry in REPAIRS] == [f"R{n:02}" for n in range(1, len(REPAIRS) + 1)]
+    numbered = [f"R{n:02}" for n in range(1, len(REPAIRS) + 1)]
+    assert sorted(entry.id for entry in REPAIRS) == numbered
+    plain = [entry.id for entry in REPAIRS if not entry.compact]
+    assert plain == numbered[: len(plain)]
+    assert [entry.id for entry in REPAIRS if entry.compact] == numbered[len(plain) :]
 
 
-def test_each_repair_clears_rules_that_exist() -> None:
+def test_each_repair_clears_rules_that_exist_or_makes_a_plan_compact() -> None:
     known = {rule.id for rule in RULES}
     for entry in REPAIRS:
-        assert entry.rules
+        assert bool(entry.rules) != entry.compact
         assert set(entry.rules) <= known
         assert entry.title.endswith(".")
         assert entry.reason.endswith(".")

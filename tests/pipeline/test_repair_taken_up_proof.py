@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -129,7 +130,7 @@ def test_a_bias_that_took_up_another_is_refused(fault: str, zero: int) -> None:
     with pytest.raises(
         ExportError, match=r"so biases took up another; nothing|is another network; nothing"
     ):
-        proof_of(model, Repaired(wrong, right.applied))
+        proof_of(model, dataclasses.replace(right, model=wrong))
 
 
 def test_the_words_say_what_moved_and_what_was_due() -> None:
@@ -138,7 +139,7 @@ def test_the_words_say_what_moved_and_what_was_due() -> None:
     wrong = onnx.ModelProto.FromString(right.model.SerializeToString())
     consistently(wrong, 2)
     with pytest.raises(ExportError) as caught:
-        proof_of(model, Repaired(wrong, right.applied))
+        proof_of(model, dataclasses.replace(right, model=wrong))
     assert str(caught.value) == (
         "tensor maker: its mean moved by -1.04 and its zero-point stands for -1.12, so biases took "
         "up another; nothing is written. Report this file, or accept the distance of the outputs "

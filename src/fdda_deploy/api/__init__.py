@@ -21,6 +21,7 @@ from fdda_deploy.api.settings import (
     require_known,
     resolved,
 )
+from fdda_deploy.config.compact_plan import require_compact_repair
 from fdda_deploy.config.values import near
 from fdda_deploy.errors import ConfigError
 
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 _OF_FILES_ALONE = ("fix", "tolerance", "feed", "profile", "flag")
-_OF_FILES = {*_OF_FILES_ALONE, "target", "sm", "out", "seed"}
+_OF_FILES = {*_OF_FILES_ALONE, "target", "sm", "out", "seed", "compact_plan"}
 
 
 @takes_settings
@@ -125,8 +126,8 @@ def check(
 
     An ONNX file is given as ``model``, ``FILE.onnx``, without ``config``; its settings are
     ``target``, ``sm``, ``profile`` and ``flag``, with ``fix=True`` also ``out``, ``tolerance``,
-    ``feed`` and ``seed``. A file that breaks a rule is a result; a network whose own graph breaks
-    one is an ExportError.
+    ``feed``, ``seed`` and ``compact_plan``. A file that breaks a rule is a result; a network whose
+    own graph breaks one is an ExportError.
     """
     require_known("check", settings, CheckSettings.__annotations__)
     if model is not None and model.lower().endswith(".onnx"):
@@ -190,6 +191,7 @@ def _question(path: Path, config: PathLike | None, settings: CheckSettings) -> F
             raise ConfigError("check(fix=True): give out=, another file than model.")
     elif {"out", "feed", "tolerance"} & settings.keys():
         raise ConfigError("check: out=, feed= and tolerance= go with fix=True.")
+    require_compact_repair(settings.get("compact_plan"), target, fix=fix)
     known: dict[str, object] = {name: settings[name] for name in ("sm", "seed") if name in settings}
     plain = resolved("check", str(path), None, known)
     feed = settings.get("feed")
@@ -203,4 +205,5 @@ def _question(path: Path, config: PathLike | None, settings: CheckSettings) -> F
         feed=None if feed is None else Path(feed),
         tolerance=settings.get("tolerance"),
         seed=plain.run.seed,
+        compact_plan=settings.get("compact_plan"),
     )

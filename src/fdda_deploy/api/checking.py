@@ -29,6 +29,8 @@ class FileQuestion:
         tolerance: Relative L2 that the outputs may move; None asks whether the graph stands for
             the same float network, and no farther from it.
         seed: Of the inputs that are drawn.
+        compact_plan: The repair makes TensorRT-RTX's plan smaller too; None does so for ``rtx`` if
+            that can be proved.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class FileQuestion:
     feed: Path | None = None
     tolerance: float | None = None
     seed: int = 0
+    compact_plan: bool | None = None
 
 
 def checked_file(question: FileQuestion) -> tuple[tuple[Finding, ...], Fix | None]:
@@ -80,6 +83,7 @@ def _fixed(model: Any, question: FileQuestion, place: Path) -> Fix:
         feed=None if question.feed is None else read_feed(question.feed),
         tolerance=question.tolerance,
         seed=question.seed,
+        compact_plan=question.compact_plan,
     )
     atomic_write(place, fixed.model.SerializeToString())
     return fixed

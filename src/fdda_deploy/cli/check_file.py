@@ -81,6 +81,8 @@ def _as_json(
         "out": str(question.fixed),
         "repairs": [dataclasses.asdict(change) for change in fix.applied],
         "findings_before": [dataclasses.asdict(finding) for finding in fix.before],
+        "compact_plan": fix.compact_plan,
+        "not_compact": fix.not_compact,
         "proof": None if fix.proof is None else dataclasses.asdict(fix.proof),
     }
 
@@ -118,6 +120,8 @@ def _print_fix(question: FileQuestion, fix: Fix) -> None:
             print_table([("    ", change.node or change.tensor, change.what)])
         if len(changes) > _SHOWN_PER_RULE:
             print_table([("    ", f"{len(changes) - _SHOWN_PER_RULE} more; --json lists all.")])
+    if fix.not_compact:
+        print_table([("no compact plan:", fix.not_compact)])
     if fix.proof is None:
         print_table([("nothing that is safe to repair; written as it was",)])
         return

@@ -21,7 +21,9 @@ from fdda_deploy.cli.options import (
     takes_options,
 )
 from fdda_deploy.cli.stages import examples, run_until
+from fdda_deploy.config.compact_plan import require_compact_repair
 from fdda_deploy.config.engine import TARGETS
+from fdda_deploy.errors import ConfigError
 
 app = typer.Typer()
 
@@ -69,7 +71,7 @@ class CheckOptions(Options):
 _OF_FILES = {field.name for field in dataclasses.fields(CheckOptions)} - {
     field.name for field in dataclasses.fields(Options)
 }
-_OF_BOTH = {"model", "target", "sm", "out", "seed", "quiet", "json_output"}
+_OF_BOTH = {"model", "target", "sm", "out", "seed", "quiet", "json_output", "compact_plan"}
 
 
 @app.command(
@@ -114,10 +116,15 @@ def _file_request(options: CheckOptions) -> FileRequest:
     fail_on = options.fail_on or "error"
     require_one_of("--fail-on", fail_on, FAIL_ON)
     _require_whole_fix(options)
+    target = options.target or "trt"
+    try:
+        require_compact_repair(options.compact_plan, target, fix=options.fix)
+    except ConfigError as error:
+        raise UsageFaultError(str(error)) from None
     plain = Options(model=options.model, sm=options.sm, seed=options.seed).build_config()
     question = FileQuestion(
         path=Path(options.model or ""),
-        target=options.target or "trt",
+        target=target,
         compute_capabilities=plain.engine.sm,
         profiles_given=options.profile,
         flags=tuple(options.flag or ()),
@@ -125,6 +132,7 @@ def _file_request(options: CheckOptions) -> FileRequest:
         feed=options.feed,
         tolerance=options.tolerance,
         seed=options.seed or 0,
+        compact_plan=options.compact_plan,
     )
     return FileRequest(question, chosen, options.quiet, fail_on)
 

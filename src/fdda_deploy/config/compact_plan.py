@@ -59,3 +59,25 @@ def require_compact_plan(
     else:
         return
     raise ConfigError(f"--compact-plan: {reason}. {instead}, or leave --compact-plan out.")
+
+
+def require_compact_repair(compact_plan: bool | None, target: str, *, fix: bool = True) -> None:
+    """Refuses a compact plan of somebody's ONNX file where there can be none.
+
+    Args:
+        compact_plan: Left open, it is made for ``rtx`` if it can be proved; False is never refused.
+        target: Whose rules the file is held against.
+        fix: The file is to be repaired.
+
+    Raises:
+        ConfigError: The reason, and what to take instead.
+    """
+    if not compact_plan:
+        return
+    if not fix:
+        reason, instead = "goes with --fix", "Add --fix"
+    elif target != "rtx":
+        reason, instead = f"for TensorRT-RTX alone, got target {target}", "Take --target rtx"
+    else:
+        return
+    raise ConfigError(f"--compact-plan: {reason}. {instead}, or leave --compact-plan out.")

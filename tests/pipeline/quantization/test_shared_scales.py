@@ -18,11 +18,8 @@ from fdda_deploy.pipeline.quantization.fixed_integers import FixedIntegers
 from fdda_deploy.pipeline.quantization.learned_step import LearnedStep
 from fdda_deploy.pipeline.quantization.reconstruct import reconstruct
 from fdda_deploy.pipeline.quantization.reconstruction_settings import ReconstructionSettings
-from fdda_deploy.pipeline.quantization.shared_scales import (
-    MOST_COARSENED,
-    share_scales,
-    sharing_tensors,
-)
+from fdda_deploy.pipeline.quantization.shared_scales import share_scales, sharing_tensors
+from fdda_deploy.quant.sharing import MOST_COARSENED
 
 
 def calibrated() -> QuantNetwork:
