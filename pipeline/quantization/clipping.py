@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fdda_deploy.pipeline.quantization.channel_groups import clip_bounds, is_layer
+from fdda_deploy.pipeline.quantization.fisher import Done
 from fdda_deploy.pipeline.quantization.weighed_values import weighed_values
 
 _LOWEST_SHARE = 0.03
@@ -17,7 +18,12 @@ _CANDIDATES = 37
 
 
 def worthwhile_clips(
-    module: fx.GraphModule, batches: Iterable[Tensor], bits: int, *, seed: int = 0
+    module: fx.GraphModule,
+    batches: Iterable[Tensor],
+    bits: int,
+    *,
+    seed: int = 0,
+    done: Done | None = None,
 ) -> dict[str, Tensor]:
     """Returns `best_clips` of what layers read and of what is clipped, by node name.
 
@@ -26,6 +32,7 @@ def worthwhile_clips(
         batches: Images on the device of the graph.
         bits: Of the grids to come.
         seed: Of the drawn classes behind the weights (`weighed_values`).
+        done: Called as images are weighed, with how many were.
 
     Returns:
         ``(C,)`` each, on the device of the graph. Tensors that no prediction depends on are left
@@ -35,7 +42,7 @@ def worthwhile_clips(
     device = next((value.device for value in module.parameters()), torch.device("cpu"))
     return {
         name: best_clips(sample.values, sample.weights.float(), bits).to(device)
-        for name, sample in weighed_values(module, names, batches, seed=seed).items()
+        for name, sample in weighed_values(module, names, batches, seed=seed, done=done).items()
     }
 
 

@@ -7,7 +7,7 @@ float layer computes from the float inputs; then its bias takes up what is left 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from fdda_deploy.errors import CalibrationError
 from fdda_deploy.pipeline.network import Progress
 from fdda_deploy.pipeline.quantization.blocks import Block
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
+from fdda_deploy.pipeline.quantization.fisher import counted
 from fdda_deploy.pipeline.quantization.importance import position_importance
 from fdda_deploy.pipeline.quantization.moments import LayerMoments, Moments
 from fdda_deploy.pipeline.quantization.one_scale import grid_with, keeps_old, round_with_one_scale
@@ -163,7 +164,7 @@ def round_network(
                 positions,
                 (x for x, _ in streams),
                 seed=seed,
-                weighed=None if progress is None else _counted(progress, streams.num_samples),
+                done=counted(progress, streams.num_samples, "weighing positions"),
             )
         walk = _Walk(network, float_module, settings, positions, importance)
         for block in streams.blocks(float_module):
@@ -256,16 +257,6 @@ class _Walk:
                 "Check the images and the weights before it."
             )
         return found
-
-
-def _counted(progress: Progress, num_images: int) -> Callable[[int], None]:
-    """Returns what tells ``progress`` how many of the images were weighed, from none on."""
-
-    def weighed(done: int) -> None:
-        progress(done, num_images, "weighing positions")
-
-    weighed(0)
-    return weighed
 
 
 def _positions(

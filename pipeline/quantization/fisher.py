@@ -9,9 +9,22 @@ import torch
 from torch import Tensor, fx
 
 from fdda_deploy.pipeline.allocator import return_freed_memory
+from fdda_deploy.pipeline.network import Progress
 
+Done = Callable[[int], None]
 AT_ONCE = 4
 """Images that are differentiated together: all their activations are held."""
+
+
+def counted(progress: Progress | None, total: int, text: str) -> Done:
+    """Returns what tells ``progress`` how many of ``total`` images are done, from none on."""
+
+    def done(count: int) -> None:
+        if progress is not None:
+            progress(count, total, text)
+
+    done(0)
+    return done
 
 
 class Watch(fx.Interpreter):
@@ -63,7 +76,7 @@ def differentiate(
     batches: Iterable[Tensor],
     *,
     seed: int = 0,
-    done: Callable[[int], None] | None = None,
+    done: Done | None = None,
 ) -> bool:
     """Differentiates log p(y) of every image, y drawn once from the prediction p.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, fx
 
-from fdda_deploy.pipeline.quantization.fisher import Watch, differentiate
+from fdda_deploy.pipeline.quantization.fisher import Done, Watch, differentiate
 from fdda_deploy.pipeline.quantization.patches import LayerShape, Positions, output_rows
 
 
@@ -18,7 +18,7 @@ def position_importance(
     batches: Iterable[Tensor],
     *,
     seed: int = 0,
-    weighed: Callable[[int], None] | None = None,
+    done: Done | None = None,
 ) -> dict[str, Tensor]:
     """Returns the share of positions of each layer's output in what the network predicts.
 
@@ -35,7 +35,7 @@ def position_importance(
         positions: Where they are watched.
         batches: Images on the device of the graph, as many in all as ``positions`` is for.
         seed: Of the drawn classes.
-        weighed: Called as images are weighed, with how many were.
+        done: Called as images are weighed, with how many were.
 
     Returns:
         By node name ``(groups, samples)`` float16 on the CPU, samples as `Positions.of` orders
@@ -43,7 +43,7 @@ def position_importance(
         depends on are left out; where a prediction is not finite, all are.
     """
     watch = _Positions(module, shapes, positions)
-    if not differentiate(watch, batches, seed=seed, done=weighed):
+    if not differentiate(watch, batches, seed=seed, done=done):
         return {}  # whoever measures layers names the one that is to blame
     return {name: torch.cat(parts, dim=1) for name, parts in watch.found.items() if parts}
 

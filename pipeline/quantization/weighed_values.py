@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fdda_deploy.pipeline.quantization.fisher import Watch, differentiate
+from fdda_deploy.pipeline.quantization.fisher import Done, Watch, differentiate
 from fdda_deploy.pipeline.quantization.ranges import Histogram
 from fdda_deploy.quant.qparams import SMALLEST_SCALE
 
@@ -55,6 +55,7 @@ def weighed_values(
     batches: Iterable[Tensor],
     *,
     seed: int = 0,
+    done: Done | None = None,
 ) -> dict[str, WeighedValues]:
     """Samples every channel of the named nodes at spread-out positions of every image.
 
@@ -68,13 +69,14 @@ def weighed_values(
         names: Nodes that give ``(N, C, ...)``.
         batches: Images on the device of the graph.
         seed: Of the drawn classes.
+        done: Called as images are weighed, with how many were.
 
     Returns:
         By node name, on the CPU. Nodes that no prediction depends on are left out, and those that
         are not finite; where a prediction is not, all are.
     """
     watch = _Values(module, names)
-    if not differentiate(watch, batches, seed=seed):
+    if not differentiate(watch, batches, seed=seed, done=done):
         return {}
     return {
         name: WeighedValues(

@@ -14,6 +14,7 @@ from fdda_deploy.pipeline.evaluate import torch_predictor
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.quantization.calibrate import calibrate
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
+from fdda_deploy.pipeline.quantization.fisher import counted
 from fdda_deploy.pipeline.quantization.layers import correct_biases, layer_errors
 from fdda_deploy.pipeline.quantization.ties import settle_ties
 from fdda_deploy.pipeline.quantization.weighed_values import WeighedValues
@@ -27,6 +28,7 @@ from fdda_deploy.pipeline.stages.judging import kept_if_better
 from fdda_deploy.pipeline.stages.layer_rows import layer_rows
 from fdda_deploy.pipeline.stages.placing import converted, placement_of
 from fdda_deploy.pipeline.stages.rounding import (
+    WEIGHING,
     effort_of,
     num_weighed,
     reference_of,
@@ -122,10 +124,13 @@ def _calibrated(
         counts = (0, sum(counts))
         batches = iter(torch.split(untrained_images(context, counts[1]), batch_size))
     else:
-        progress(0, 0, "weighing values")
         few = pool.fewer(counts, num_weighed(context))
         weighed = weighed_tensors(
-            context, network, reference, pool.calibration_batches(few, batch_size)
+            context,
+            network,
+            reference,
+            pool.calibration_batches(few, batch_size),
+            counted(progress, sum(few), WEIGHING),
         )
         batches = pool.calibration_batches(counts, batch_size)
     seen = calibrate(

@@ -15,6 +15,7 @@ from fdda_deploy.pipeline.quantization.clipping import worthwhile_clips
 from fdda_deploy.pipeline.quantization.closed_form import RoundingSettings, round_network
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.equalize import equalize
+from fdda_deploy.pipeline.quantization.fisher import Done, counted
 from fdda_deploy.pipeline.quantization.reconstruct import reconstruct
 from fdda_deploy.pipeline.quantization.reconstruction_settings import RECONSTRUCTION
 from fdda_deploy.pipeline.quantization.weighed_values import WeighedValues, weighed_values
@@ -38,6 +39,7 @@ WEIGHED_IMAGES = 256
 ENOUGH_WEIGHED_FOR_8_BITS = 64
 """The same above 64 px, where values are not clipped: mobilenet_v2 w8a8, KL on 500 tune images
 0.0072; 0.0074 with 128."""
+WEIGHING = "weighing values"
 LEAST_ERROR = ("mse", "lp")
 """Observers whose errors can count what they cost."""
 DENSE_EXPONENT = 0.25
@@ -81,9 +83,9 @@ def reference_of(context: RunContext, pool: Pool, progress: Progress) -> fx.Grap
     batches = [batch.to(context.device) for batch in torch.split(images, _BATCH)]
     clips = None
     if scheme.act_bits < CLIPS_BELOW:
-        progress(0, 0, "weighing values")
         few = batches[: num_weighed(context) // _BATCH]
-        clips = worthwhile_clips(module, few, scheme.act_bits, seed=pool.seed)
+        told = counted(progress, sum(map(len, few)), WEIGHING)
+        clips = worthwhile_clips(module, few, scheme.act_bits, seed=pool.seed, done=told)
     equalize(
         module,
         batches,
@@ -96,7 +98,11 @@ def reference_of(context: RunContext, pool: Pool, progress: Progress) -> fx.Grap
 
 
 def weighed_tensors(
-    context: RunContext, network: QuantNetwork, reference: fx.GraphModule, batches: Iterable[Tensor]
+    context: RunContext,
+    network: QuantNetwork,
+    reference: fx.GraphModule,
+    batches: Iterable[Tensor],
+    done: Done,
 ) -> dict[str, WeighedValues]:
     """Returns, by node name, values of what is quantized and what each is worth; maybe none.
 
@@ -110,6 +116,7 @@ def weighed_tensors(
         {network.names.fx_from_tensor[tensor] for tensor in tensors},
         (batch.to(context.device) for batch in batches),
         seed=context.config.run.seed,
+        done=done,
     )
 
 
