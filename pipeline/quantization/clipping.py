@@ -40,10 +40,11 @@ def worthwhile_clips(
     """
     names = {node.name for node in module.graph.nodes if is_worth_a_range(node)}
     device = next((value.device for value in module.parameters()), torch.device("cpu"))
-    return {
-        name: best_clips(sample.values, sample.weights.float(), bits).to(device)
-        for name, sample in weighed_values(module, names, batches, seed=seed, done=done).items()
-    }
+    samples, clips = weighed_values(module, names, batches, seed=seed, done=done), {}
+    while samples:
+        name, sample = samples.popitem()  # hundreds of megabytes in all: freed one by one
+        clips[name] = best_clips(sample.values, sample.weights.float(), bits).to(device)
+    return clips
 
 
 def is_worth_a_range(node: fx.Node) -> bool:

@@ -78,13 +78,13 @@ def weighed_values(
     watch = _Values(module, names)
     if not differentiate(watch, batches, seed=seed, done=done):
         return {}
-    return {
-        name: WeighedValues(
-            torch.cat(parts.values, dim=1), torch.cat(parts.weights, dim=1), parts.low, parts.high
-        )
-        for name, parts in watch.found.items()
-        if math.isfinite(parts.low) and math.isfinite(parts.high)
-    }
+    found = {}
+    for name in list(watch.found):
+        parts = watch.found.pop(name)  # hundreds of megabytes in all: not held twice
+        if math.isfinite(parts.low) and math.isfinite(parts.high):
+            values, weights = torch.cat(parts.values, dim=1), torch.cat(parts.weights, dim=1)
+            found[name] = WeighedValues(values, weights, parts.low, parts.high)
+    return found
 
 
 def spread_positions(first: int, count: int, each: int) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, fx
 
+from fdda_deploy.pipeline.allocator import return_freed_memory
 from fdda_deploy.pipeline.progress import Progress
 from fdda_deploy.pipeline.quantization.clipping import worthwhile_clips
 from fdda_deploy.pipeline.quantization.closed_form import RoundingSettings, round_network
@@ -86,6 +87,7 @@ def reference_of(context: RunContext, pool: Pool, progress: Progress) -> fx.Grap
         few = batches[: num_weighed(context) // _BATCH]
         told = counted(progress, sum(map(len, few)), WEIGHING)
         clips = worthwhile_clips(module, few, scheme.act_bits, seed=pool.seed, done=told)
+        return_freed_memory()
     equalize(
         module,
         batches,
