@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -55,6 +57,18 @@ def return_freed_memory() -> bool:
     whether there was any. Source: malloc_trim(3).
     """
     return _has_glibc() and bool(ctypes.CDLL(None).malloc_trim(0))
+
+
+def return_freed_memory_above(resident_bytes: int) -> bool:
+    """Does so where the process holds more than ``resident_bytes``; returns whether there was any.
+
+    Cheap enough to be asked at every batch.
+    """
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:  # no Linux
+        return False
+    return pages * resource.getpagesize() > resident_bytes and return_freed_memory()
 
 
 def _has_glibc() -> bool:

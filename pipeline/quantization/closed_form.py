@@ -116,6 +116,7 @@ def round_network(
     device: torch.device,
     seed: int = 0,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    resident_limit_bytes: int | None = None,
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> RoundingResult:
@@ -133,6 +134,7 @@ def round_network(
         device: Where to run.
         seed: Of the sampled positions.
         memory_limit_bytes: RAM for activations between blocks; what is beyond it goes to disk.
+        resident_limit_bytes: As `Streams` has it.
         folder: Where on disk; the system's temporary folder when not given.
         progress: Called with (images weighed, images, text), then (layers done, layers, text).
 
@@ -151,20 +153,18 @@ def round_network(
         device=device,
         limit_bytes=memory_limit_bytes,
         folder=folder,
+        resident_limit_bytes=resident_limit_bytes,
     ) as streams:
         if not streams.num_samples:
             raise CalibrationError("no image to round weights on. Give --calib-data.")
         positions = _positions(layers, settings, streams.num_samples, seed)
-        importance: dict[str, Tensor] = {}
+        importance = {}
         if settings.importance and layers:
+            told = counted(progress, streams.num_samples, "weighing positions")
             shapes = {name: layer.shape for name, layer in layers.items()}
+            floats = (x for x, _ in streams)
             importance = position_importance(
-                float_module,
-                shapes,
-                positions,
-                (x for x, _ in streams),
-                seed=seed,
-                done=counted(progress, streams.num_samples, "weighing positions"),
+                float_module, shapes, positions, floats, seed=seed, done=told
             )
         walk = _Walk(network, float_module, settings, positions, importance)
         for block in streams.blocks(float_module):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fdda_deploy.pipeline.allocator import return_freed_memory_above
 from fdda_deploy.pipeline.quantization.activation_store import ActivationStore
 from fdda_deploy.pipeline.quantization.blocks import Block, extract, find_blocks
 
@@ -29,6 +30,8 @@ class Streams:
         device: Where values are computed and handed out.
         limit_bytes: RAM for the values of both streams.
         folder: For what does not fit; the system's temporary folder when not given.
+        resident_limit_bytes: While the process holds more, freed memory is given back. What is kept
+            lies between what is computed, and the gaps are too small for it.
     """
 
     def __init__(
@@ -39,7 +42,9 @@ class Streams:
         device: torch.device,
         limit_bytes: int,
         folder: Path | None = None,
+        resident_limit_bytes: int | None = None,
     ) -> None:
+        self._resident_limit = resident_limit_bytes
         self._device = device
         self._share = limit_bytes // _STORES
         self._folder = folder
@@ -71,6 +76,8 @@ class Streams:
         for values in self:
             for part, store, value in zip(parts, after, values, strict=True):
                 store.append(part(value))
+            if self._resident_limit is not None:
+                return_freed_memory_above(self._resident_limit)
         for store in [store for store in self._open if store not in after]:
             store.close()
             self._open.remove(store)

@@ -124,7 +124,7 @@ def _calibrated(
         counts = (0, sum(counts))
         batches = iter(torch.split(untrained_images(context, counts[1]), batch_size))
     else:
-        few = pool.fewer(counts, num_weighed(context))
+        few = pool.fewer(counts, num_weighed(context, counts[1]))
         weighed = weighed_tensors(
             context,
             network,

@@ -120,7 +120,7 @@ def test_a_batch_has_about_the_pixels_of_eight_photographs(
 
 RESIDENT_AFTER_RETURN = """
 import ctypes
-from fdda_deploy.pipeline.allocator import keep_freed_memory, return_freed_memory
+from fdda_deploy.pipeline.allocator import keep_freed_memory, return_freed_memory_above
 assert keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
@@ -134,7 +134,9 @@ for block in blocks:
 for block in blocks[:-1]:  # the last one holds the end of the heap
     libc.free(block)
 kept = resident() - start
-assert return_freed_memory()
+assert not return_freed_memory_above(resident() + size)
+assert resident() - start > 7 * size
+assert return_freed_memory_above(resident() - size)
 print(kept // size, (resident() - start) // size)
 """
 
