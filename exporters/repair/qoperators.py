@@ -63,18 +63,21 @@ _FOREIGN_ATTRIBUTES = {"channels_last", "opset"}
 
 def _apply(graph: GraphEdit, request: Request) -> Iterator[Change]:
     del request  # the same for every target
+    names = {str(node.name) for node in graph.nodes}
     for node in list(graph.nodes):
         layout = LAYOUTS.get((str(node.domain), str(node.op_type)))
         if (node.domain, node.op_type) == (MICROSOFT, "QLinearConcat"):
             layout = Layout("Concat", tuple(range(2, len(node.input), 3)), 0)
         if layout is None or attribute(node, "channels_last"):
             continue
-        change = _rewrite(graph, node, layout)
+        # the name that the operator had before ONNX Runtime's quantizer
+        plain = str(node.name).removesuffix("_quant")
+        change = _rewrite(graph, node, layout, str(node.name) if plain in names else plain)
         if change is not None:
             yield change
 
 
-def _rewrite(graph: GraphEdit, node: onnx.NodeProto, layout: Layout) -> Change | None:
+def _rewrite(graph: GraphEdit, node: onnx.NodeProto, layout: Layout, name: str) -> Change | None:
     triples = [_names(node, index) for index in layout.inputs]
     target = _names(node, layout.output - 1)[1:]
     scales = [graph.constant(triple[1]) for triple in triples]
@@ -92,7 +95,7 @@ def _rewrite(graph: GraphEdit, node: onnx.NodeProto, layout: Layout) -> Change |
     moved = bool(target[0])
     graph.remove(node)
     result = graph.fresh(plain_name(output)) if moved else output
-    new = graph.add_node(layout.float_type, [*floats, *bias], result, name=node.name)
+    new = graph.add_node(layout.float_type, [*floats, *bias], result, name=name)
     new.attribute.extend(kept)
     if moved:
         graph.add_node("QuantizeLinear", [result, *filter(None, target)], output)
