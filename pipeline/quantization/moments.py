@@ -59,8 +59,8 @@ class Moments:
                 the same for all groups with one row.
         """
         energy = torch.linalg.vector_norm(x, dim=2, keepdim=True).square_()
-        median = self._start(x, x_hat, energy) if self._massive is None else self._massive
-        weight = 1 / (1 + energy / median)
+        massive = self._start(x, x_hat, energy) if self._massive is None else self._massive
+        weight = 1 / (1 + energy / massive)
         if shares is not None:
             weight *= shares.to(weight).clamp_min(_LEAST_SHARE)[:, :, None]
         centered, centered_hat = x - self._origin, x_hat - self._origin_hat
@@ -84,7 +84,7 @@ class Moments:
         )
 
     def _start(self, x: Tensor, x_hat: Tensor, energy: Tensor) -> Tensor:
-        """Fixes the origins and the median, which is returned, and makes the sums."""
+        """Fixes the origins and what is massive, which is returned, and makes the sums."""
         groups, _, d = x.shape
         positive = energy.masked_fill(energy == 0, float("nan"))
         median = positive.nanmedian(dim=1, keepdim=True).values

@@ -129,9 +129,8 @@ class HistogramObserver:
         self._range.observe(x)
         self._grow(max(abs(self._range.low), abs(self._range.high)))
         sample, weight = sampled(x.detach().float(), SAMPLE_SIZE, self._generator)
-        bins = self._counts.numel()
-        index = (sample / self._limit).add_(1).mul_(bins / 2).int().clamp_(0, bins - 1)
-        self._counts.add_(torch.bincount(index, minlength=bins).double().cpu(), alpha=weight)
+        counts = binned(sample, self._limit, self._counts.numel())
+        self._counts.add_(counts.cpu(), alpha=weight)
 
     def histogram(self) -> Histogram:
         """Returns what was seen; the counts add up to the number of all values.
@@ -140,10 +139,8 @@ class HistogramObserver:
             CalibrationError: Nothing was seen.
         """
         self._range.require_images()
-        bins = self._counts.numel()
-        width = 2 * self._limit / bins
-        centers = -self._limit + width * (np.arange(bins, dtype=np.float64) + 0.5)
         counts = self._counts.numpy().copy()
+        centers = bin_centers(self._limit, len(counts))
         return Histogram(centers, counts, self._range.low, self._range.high, self._shifted)
 
     def qparams(self, num_bits: int) -> QParams:
@@ -163,6 +160,23 @@ class HistogramObserver:
             self._counts.zero_()
             self._counts[quarter : 3 * quarter] = merged
             self._limit *= 2
+
+
+def binned(
+    values: Tensor, limit: float, num_bins: int = NUM_BINS, weights: Tensor | None = None
+) -> Tensor:
+    """Returns how many values, or what sum of weights, fall into each bin of ``[-limit, limit]``.
+
+    Float64, ``(num_bins,)``; what lies outside counts in the outermost bins.
+    """
+    index = (values / limit).add_(1).mul_(num_bins / 2).int().clamp_(0, num_bins - 1)
+    each = None if weights is None else weights.flatten().double()
+    return torch.bincount(index.flatten(), each, minlength=num_bins).double()
+
+
+def bin_centers(limit: float, num_bins: int = NUM_BINS) -> Float64Array:
+    """Returns the centers of those bins."""
+    return -limit + 2 * limit / num_bins * (np.arange(num_bins, dtype=np.float64) + 0.5)
 
 
 def range_observer(method: str, name: str, shifted: bool = False) -> RangeObserver:

@@ -6,15 +6,14 @@ import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
 from fdda_deploy.pipeline.quantization.fisher import Done, Watch, differentiate
+from fdda_deploy.pipeline.quantization.observers import bin_centers, binned
 from fdda_deploy.pipeline.quantization.ranges import Histogram
 from fdda_deploy.quant.qparams import SMALLEST_SCALE
 
-NUM_BINS = 8192
 SAMPLES_PER_IMAGE = 32
 _GOLDEN = 0.6180339887498949
 _MOST = 100.0
@@ -43,10 +42,8 @@ class WeighedValues:
             shifted: 8-bit grids may have any zero-point.
         """
         limit = max(-self.low, self.high, SMALLEST_SCALE * 256)
-        index = (self.values / limit).add_(1).mul_(NUM_BINS / 2).int().clamp_(0, NUM_BINS - 1)
-        counts = torch.bincount(index.flatten(), self.weights.flatten().double(), NUM_BINS)
-        centers = limit * ((2 * np.arange(NUM_BINS, dtype=np.float64) + 1) / NUM_BINS - 1)
-        return Histogram(centers, counts.numpy(), self.low, self.high, shifted, weighed=True)
+        counts = binned(self.values, limit, weights=self.weights).numpy()
+        return Histogram(bin_centers(limit), counts, self.low, self.high, shifted, weighed=True)
 
 
 def weighed_values(

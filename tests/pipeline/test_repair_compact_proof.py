@@ -9,7 +9,8 @@ from functools import cache
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from foreign_pairs import PairMaker
+from onnx import numpy_helper
 
 from fdda_deploy.errors import ConfigError, ExportError
 from fdda_deploy.exporters.repair.repairing import Repaired, repair
@@ -21,29 +22,11 @@ C = 16
 FEED = {"x": np.random.default_rng(3).standard_normal((4, C, 8, 8)).astype(np.float32)}
 
 
-class Maker:
+class Maker(PairMaker):
     """Q/DQ graph of convolutions with INT8 weights per channel and UINT8 pairs."""
 
-    def __init__(self, seed: int = 0) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.nodes: list[onnx.NodeProto] = []
-        self.held: list[onnx.TensorProto] = []
-
-    def constant(self, name: str, value: np.ndarray | np.generic) -> str:
-        self.held.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def op(self, kind: str, inputs: list[str], name: str, **attributes: object) -> str:
-        self.nodes.append(helper.make_node(kind, inputs, [name], f"{name}_node", **attributes))
-        return name
-
-    def pair(self, x: str, scale: float, zero: int) -> str:
-        grid = [
-            self.constant(f"{x}_scale", np.float32(scale)),
-            self.constant(f"{x}_zero", np.uint8(zero)),
-        ]
-        q = self.op("QuantizeLinear", [x, *grid], f"{x}_q")
-        return self.op("DequantizeLinear", [q, *grid], f"{x}_dq")
+    def __init__(self) -> None:
+        super().__init__(C)
 
     def conv(self, x: str, name: str, size: int = 1, rows: np.ndarray | None = None) -> str:
         scale = self.rng.uniform(1e-3, 3e-3, C) if rows is None else rows
@@ -55,14 +38,6 @@ class Maker:
         w = self.op("DequantizeLinear", weight, f"{name}_w_dq", axis=0)
         bias = self.constant(f"{name}_b", self.rng.normal(0, 0.2, C).astype(np.float32))
         return self.op("Conv", [x, w, bias], name, pads=[size // 2] * 4)
-
-    def model(self, output: str) -> onnx.ModelProto:
-        ends = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", C, 8, 8])
-            for name in ("x", output)
-        ]
-        graph = helper.make_graph(self.nodes, "network", ends[:1], ends[1:], self.held)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
 @cache

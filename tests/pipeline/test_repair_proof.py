@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from foreign_pairs import PairMaker
+from onnx import numpy_helper
 
 from fdda_deploy.errors import ExportError
 from fdda_deploy.exporters.repair import qoperators
@@ -21,32 +22,11 @@ C = 8
 FEED = {"x": np.random.default_rng(3).standard_normal((4, C, 8, 8)).astype(np.float32)}
 
 
-class Maker:
+class Maker(PairMaker):
     """Q/DQ graph as ONNX Runtime's quantizer writes it, node by node."""
 
     def __init__(self) -> None:
-        self.rng = np.random.default_rng(0)
-        self.nodes: list[onnx.NodeProto] = []
-        self.held: list[onnx.TensorProto] = []
-
-    def constant(self, name: str, value: np.ndarray | np.generic) -> str:
-        self.held.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def op(self, kind: str, inputs: Sequence[str], name: str, **attributes: object) -> str:
-        self.nodes.append(helper.make_node(kind, inputs, [name], f"{name}_node", **attributes))
-        return name
-
-    def pair(self, x: str, scale: float, zero: int) -> str:
-        grid = self.grid(x, scale, zero)
-        return self.op("DequantizeLinear", [self.op("QuantizeLinear", [x, *grid], f"{x}_q"), *grid],
-                       f"{x}_dq")  # fmt: skip
-
-    def grid(self, x: str, scale: float, zero: int) -> list[str]:
-        return [
-            self.constant(f"{x}_scale", np.float32(scale)),
-            self.constant(f"{x}_zero", np.uint8(zero)),
-        ]
+        super().__init__(C)
 
     def integers(self, name: str, per_group: int) -> list[str]:
         shape = (C, per_group, 3, 3)
@@ -62,14 +42,6 @@ class Maker:
         scale = self.constant(f"{name}_b_scale", np.full(C, 3e-5, np.float32))
         b = self.op("DequantizeLinear", [bias, scale], f"{name}_b_dq", axis=0)
         return self.op("Conv", [x, w, b], name, pads=[1] * 4, group=group)
-
-    def model(self, output: str) -> onnx.ModelProto:
-        ends = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", C, 8, 8])
-            for name in ("x", output)
-        ]
-        graph = helper.make_graph(self.nodes, "network", ends[:1], ends[1:], self.held)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
 def foreign(group: int = 1, scale: float = 0.02) -> onnx.ModelProto:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fdda_deploy.exporters.float_onnx import FloatGraph, export_float
 from fdda_deploy.exporters.placement import place
@@ -74,6 +74,32 @@ class Sequence(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.relu(self.along(x.flatten(2))).mean(2))
+
+
+class Corner(nn.Module):
+    """A prediction that depends on the upper left quarter alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.stem(x))[:, :, :2, :2].mean((2, 3)))
+
+
+def activations_of(module: fx.GraphModule, x: Tensor) -> dict[str, Tensor]:
+    """Every tensor of a graph by its torch name."""
+    found: dict[str, Tensor] = {}
+
+    class Walk(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> object:
+            found[n.name] = result = super().run_node(n)
+            return result
+
+    with torch.no_grad():
+        Walk(module).run(x)
+    return found
 
 
 def images(count: int, seed: int = 1) -> Tensor:

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from quant_networks import CPU, ChannelsLast, Plain, Sequence, Shared, float_graph, quant_network
+from quant_networks import (
+    CPU,
+    ChannelsLast,
+    Plain,
+    Sequence,
+    Shared,
+    activations_of,
+    float_graph,
+    quant_network,
+)
 from quant_networks import images as random_images
 from torch import Tensor, nn
 
@@ -17,20 +26,6 @@ from fdda_deploy.pipeline.quantization.observers import HistogramObserver, weigh
 from fdda_deploy.pipeline.quantization.ranges import mse_qparams
 from fdda_deploy.pipeline.quantization.weighed_values import WeighedValues, weighed_values
 from fdda_deploy.quant.affine import quantize
-
-
-def activations_of(module: torch.fx.GraphModule, x: Tensor) -> dict[str, Tensor]:
-    """Every tensor of a graph by its torch name."""
-    found: dict[str, Tensor] = {}
-
-    class Walk(torch.fx.Interpreter):
-        def run_node(self, n: torch.fx.Node) -> object:
-            found[n.name] = result = super().run_node(n)
-            return result
-
-    with torch.no_grad():
-        Walk(module).run(x)
-    return found
 
 
 @pytest.mark.parametrize("kind", [Plain, Shared, ChannelsLast, Sequence])

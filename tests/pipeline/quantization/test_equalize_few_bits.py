@@ -6,24 +6,11 @@ import copy
 
 import torch
 from equalize_networks import Inverted, Multilayer, batches, uneven
+from quant_networks import activations_of
 from torch import Tensor, fx
 
 from fdda_deploy.pipeline.quantization.clipping import worthwhile_clips
 from fdda_deploy.pipeline.quantization.equalize import MOST, equalize
-
-
-def activation(graph: fx.GraphModule, name: str, x: Tensor) -> Tensor:
-    """What a node of the graph gives, with channels on axis 1."""
-    kept: dict[str, Tensor] = {}
-
-    class Keep(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Tensor:
-            kept[n.name] = super().run_node(n)
-            return kept[n.name]
-
-    with torch.no_grad():
-        Keep(graph).run(x)
-    return kept[name]
 
 
 def worth(graph: fx.GraphModule, name: str) -> Tensor:
@@ -57,12 +44,12 @@ def test_the_function_stays_where_nothing_clips():
 def test_under_a_clip_what_exceeds_a_channels_worth_is_cut_off():
     graph, x = uneven(Inverted), torch.cat(batches())
     limit = worth(graph, "hardtanh")
-    maximum = activation(graph, "hardtanh", x).amax((0, 2, 3))
+    maximum = activations_of(graph, x)["hardtanh"].amax((0, 2, 3))
     assert bool((limit < 0.9 * maximum).any())
     factors = 6 / limit
-    after = activation(equalized(graph, batches()), "hardtanh", x)
+    after = activations_of(equalized(graph, batches()), x)["hardtanh"]
     alive = limit > 6 / MOST
-    wanted = activation(graph, "hardtanh", x) * factors.reshape(-1, 1, 1)
+    wanted = activations_of(graph, x)["hardtanh"] * factors.reshape(-1, 1, 1)
     torch.testing.assert_close(after[:, alive], wanted.clamp_max(6)[:, alive], rtol=1e-3, atol=1e-4)
 
 

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
-from quant_networks import Plain, Sequence, float_graph
+from quant_networks import Corner, Plain, Sequence, float_graph
 from rounded_networks import calibrated, error, rounded
 from torch import Tensor, nn
 
 from fdda_deploy.pipeline.quantization.importance import position_importance
 from fdda_deploy.pipeline.quantization.moments import Moments
 from fdda_deploy.pipeline.quantization.patches import LayerShape, Positions
-
-
-class Corner(nn.Module):
-    """A prediction that depends on the upper left quarter alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 6, 3, padding=1)
-        self.head = nn.Linear(6, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(self.stem(x))[:, :, :2, :2].mean((2, 3)))
 
 
 class Depthwise(nn.Module):
@@ -129,7 +119,7 @@ def test_importance_is_the_squared_gradient_of_a_drawn_class() -> None:
 
 
 def test_images_that_nothing_depends_on_count_evenly_and_parameters_get_no_gradient() -> None:
-    module = float_graph(Corner).module
+    module = copy.deepcopy(float_graph(Corner).module)  # that one is everybody's
     for parameter in module.parameters():
         parameter.requires_grad_(True)
         parameter.data.zero_()

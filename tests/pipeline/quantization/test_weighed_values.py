@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from quant_networks import float_graph
-from torch import Tensor, fx, nn
+from quant_networks import Corner, activations_of, float_graph
+from torch import Tensor
 
 from fdda_deploy.pipeline.quantization.fisher import AT_ONCE
+from fdda_deploy.pipeline.quantization.observers import NUM_BINS
 from fdda_deploy.pipeline.quantization.ranges import activation_qparams
 from fdda_deploy.pipeline.quantization.weighed_values import (
-    NUM_BINS,
     SAMPLES_PER_IMAGE,
     WeighedValues,
     spread_positions,
     weighed_values,
 )
-
-
-class Corner(nn.Module):
-    """A prediction that depends on the upper left quarter alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 6, 3, padding=1)
-        self.head = nn.Linear(6, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(self.stem(x))[:, :, :2, :2].mean((2, 3)))
 
 
 def drawn(*size: int, seed: int = 3) -> Tensor:
@@ -38,17 +26,8 @@ def sampled(images: Tensor, **more: int) -> tuple[Tensor, Tensor, Tensor]:
     """What the stem's ReLU gives, and the values and weights that are sampled of it."""
     module = float_graph(Corner).module
     (node,) = (node for node in module.graph.nodes if "relu" in node.name)
-    kept: dict[str, Tensor] = {}
-
-    class Keep(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Tensor:
-            kept[n.name] = super().run_node(n)
-            return kept[n.name]
-
-    with torch.no_grad():
-        Keep(module).run(images)
     found = weighed_values(module, [node.name], torch.split(images, AT_ONCE), **more)[node.name]
-    return kept[node.name], found.values, found.weights.float()
+    return activations_of(module, images)[node.name], found.values, found.weights.float()
 
 
 @pytest.mark.parametrize("each", [1, 9, 63, 3136])
