@@ -220,7 +220,8 @@ def _row(key: Row, folder: Path, keep: Path | None) -> Row:
     count, seed = int(key["images"]), int(key["seed"])
     name = f"{network} on {recipe}"
     kept = None if keep is None else keep / f"{network}-{recipe}-{count}-{seed}.npz"
-    if kept is not None and kept.is_file():
+    read_back = kept is not None and kept.is_file()
+    if read_back:
         images = ["--recipe", "none", "--calib-data", str(kept)]
     else:
         images = image_options(recipe, count, seed, folder, network)
@@ -232,8 +233,8 @@ def _row(key: Row, folder: Path, keep: Path | None) -> Row:
     if kept is not None and made.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(made, kept)
-    read_back = {"images_read_back": True} if "none" in images and recipe != "none" else {}
-    return {**row, **key, **read_back, "effort": "fast", "code": code_digest()[:12]}
+    more = {"images_read_back": True} if read_back else {}
+    return {**row, **key, **more, "effort": "fast", "code": code_digest()[:12]}
 
 
 def _write(rows: Sequence[Row], out: Path) -> None:

@@ -207,10 +207,11 @@ def _accuracy(report: Mapping[str, Any]) -> dict[str, Any] | str:
 
 def _calibration(report: Mapping[str, Any]) -> dict[str, Any]:
     counts, quantize = report["data"]["calibrated_on"] or {}, report["config"]["quantize"]
+    given = report["data"].get("calibration") or {}
     return {
         "real": counts.get("real", 0),
         "synthetic": counts.get("synthetic", 0),
-        "recipe": report["recipe"] or "none",
+        "recipe": report["recipe"] or given.get("recipe") or "none",
         "observer": quantize.get("observer"),
         "effort": report["rounding"].get("effort"),
         "scale_search": quantize.get("scale_search"),

@@ -44,6 +44,7 @@ class ImageSet:
         class_names: Class names in label order, or None.
         digest: SHA-256 hex of contents, labels, preprocessing and choice of images.
         preprocessing: What was done to every image.
+        recipe: Name of the one that synthesized the images; None for real ones.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ImageSet:
         self.class_names = classes.names
         self.preprocessing = store.preprocessing
         self.digest = digest
+        self.recipe = store.listing.recipe
 
     def __len__(self) -> int:
         return len(self._indices())

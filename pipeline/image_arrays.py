@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +16,45 @@ from fdda_deploy.errors import DataError
 MAX_ARRAY_BYTES = 4 << 30
 """An array that unpacks to more is refused before it is read: a zip bomb is small on disk."""
 
+_RECIPE = "recipe"
+"""Array of an npz that `synthesize` wrote: the name of the recipe, zero-dimensional."""
+_RECIPE_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
-def arrays_from_npz(path: Path, part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
-    """Returns the images ``(N, H, W[, C])`` uint8 and labels ``(N,)`` of an npz.
 
-    They are its arrays ``x`` and ``y``, or ``test_x`` and ``test_y`` for ``part="test"``; labels
-    may be absent. Images may be uint8, or floats in [0, 1], which are rounded to 255 steps.
+@dataclass(frozen=True, eq=False)
+class NpzImages:
+    """Images of an npz.
+
+    Attributes:
+        pixels: ``(N, H, W[, C])`` uint8.
+        labels: ``(N,)``, or None where there are none.
+        recipe: Of the synthesis that made them; None for real images, as far as the file knows.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None
+    recipe: str | None
+
+
+def images_from_npz(path: Path, part: str) -> NpzImages:
+    """Returns the images of an npz, and their labels where it has any.
+
+    They are its arrays ``x`` and ``y``, or ``test_x`` and ``test_y`` for ``part="test"``. Images
+    may be uint8, or floats in [0, 1], which are rounded to 255 steps.
 
     Raises:
         DataError: The file is damaged, holds Python objects, or its arrays are not such images.
     """
     x_name, y_name = (f"{part}_x", f"{part}_y") if part else ("x", "y")
-    arrays, held = _arrays(path, (x_name, y_name))
+    arrays, held = _arrays(path, (x_name, y_name, _RECIPE))
     if x_name not in arrays:
         parts = [name.removesuffix("_x") for name in held if name.endswith("_x")]
         hint = f"Name one of its parts: {path.name}#{parts[0]}" if parts else "Save it as x and y"
         names = ", ".join(held) or "nothing"
         raise DataError(f"{path}: no array {x_name!r} in it (it holds {names}). {hint}.")
     pixels = _pixels(path, x_name, arrays[x_name])
-    return pixels, _labels(path, y_name, arrays.get(y_name), len(pixels))
+    labels = _labels(path, y_name, arrays.get(y_name), len(pixels))
+    return NpzImages(pixels, labels, _recipe(arrays.get(_RECIPE)))
 
 
 def _arrays(path: Path, wanted: Sequence[str]) -> tuple[dict[str, NDArray[np.generic]], list[str]]:
@@ -85,3 +107,11 @@ def _labels(
             f"{path}: {name} is {y.dtype} of shape {y.shape}, wanted {count} class indices."
         )
     return y.astype(np.int64)
+
+
+def _recipe(name: NDArray[np.generic] | None) -> str | None:
+    """Returns a recipe's name; None for an array of somebody else's that is called alike."""
+    if name is None or name.dtype.kind != "U" or name.ndim:
+        return None
+    found = str(name)
+    return found if _RECIPE_NAME.fullmatch(found) else None

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fdda_deploy.errors import DataError
-from fdda_deploy.pipeline.image_arrays import arrays_from_npz
+from fdda_deploy.pipeline.image_arrays import images_from_npz
 from fdda_deploy.pipeline.tar_members import members_of
 
 IMAGE_SUFFIXES = frozenset(
@@ -41,6 +41,7 @@ class Listing:
         labels: ``(n,)`` int64 where the source has numbers, else None.
         class_names: Where the source itself knows them (digits).
         content_digest: SHA-256 of names and contents.
+        recipe: Name of the one that synthesized them; None for real images.
     """
 
     origin: str
@@ -50,6 +51,7 @@ class Listing:
     folders: tuple[str, ...] | None = None
     labels: NDArray[np.int64] | None = None
     class_names: tuple[str, ...] | None = None
+    recipe: str | None = None
 
 
 def listing_from_source(source: str) -> Listing:
@@ -220,15 +222,19 @@ def _bytes_at(path: Path, offset: int, size: int) -> bytes:
 
 
 def _npz(path: Path, part: str) -> Listing:
-    pixels, labels = arrays_from_npz(path, part)
+    images = images_from_npz(path, part)
+    pixels, labels = images.pixels, images.labels
     origin = f"{path}#{part}" if part else str(path)
     contents = [repr(pixels.shape).encode(), pixels.tobytes()]
+    if images.recipe is not None:  # how many images say what values are worth depends on it
+        contents.append(images.recipe.encode())
     return Listing(
         origin=origin,
         names=tuple(f"{origin}[{index}]" for index in range(len(pixels))),
         read=lambda index: pixels[index],
         content_digest=_digest(contents + ([] if labels is None else [labels.tobytes()])),
         labels=labels,
+        recipe=images.recipe,
     )
 
 

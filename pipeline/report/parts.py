@@ -38,12 +38,13 @@ class Model(TypedDict):
 
 
 class CalibrationData(TypedDict):
-    """The real images that were available."""
+    """The images that were given; ``recipe``: what had synthesized them, None for real ones."""
 
     origin: str | None
     n: Count
     classes_covered: Count | None
     digest: str | None
+    recipe: str | None
 
 
 class SyntheticData(TypedDict):

@@ -244,8 +244,9 @@ class RunContext:
         situation = Situation(
             model=self.config.model.name,
             batchnorm_layers=self.record("load")["batchnorm_layers"],
-            real_images=0 if images is None else images.num_named,
+            num_images=0 if images is None else images.num_named,
             labelled=images is not None and images.labelled,
+            synthesized=images is not None and images.recipe is not None,
             biased_convolutions=lambda: biased_convolutions(self.statistics),
         )
         return choose_recipe(self.config.synthesis.recipe, situation)

@@ -25,87 +25,96 @@ _FEWEST_TO_HOLD_OUT = 20
 
 @dataclass(frozen=True)
 class Pool:
-    """The images of one build, real and synthetic.
+    """The images of one build, those given and those made.
 
     Attributes:
-        real: Real images, or None.
-        synthetic: Images ``(n, C, H, W)`` float32 and labels ``(n,)``, or None.
+        given: Real images, or ones that were synthesized before; None for none.
+        made: Images ``(n, C, H, W)`` float32 and labels ``(n,)`` that this build synthesized.
         seed: Of every choice below.
     """
 
-    real: ImageSet | None
-    synthetic: tuple[Tensor, Tensor] | None
+    given: ImageSet | None
+    made: tuple[Tensor, Tensor] | None
     seed: int
 
     @property
-    def num_real(self) -> int:
-        """Real images at hand."""
-        return 0 if self.real is None else len(self.real)
+    def num_given(self) -> int:
+        """Images that were given."""
+        return 0 if self.given is None else len(self.given)
 
     @property
-    def num_synthetic(self) -> int:
-        """Synthetic images at hand."""
-        return 0 if self.synthetic is None else len(self.synthetic[0])
+    def num_made(self) -> int:
+        """Images that this build made."""
+        return 0 if self.made is None else len(self.made[0])
 
     @property
     def holds_out(self) -> bool:
         """Whether there are images enough to keep some from training."""
-        return bool(self._num_held(self.num_real) or self._num_held(self.num_synthetic))
+        return bool(self._num_held(self.num_given) or self._num_held(self.num_made))
+
+    @property
+    def given_are_real(self) -> bool:
+        """Whether images were given, by no recipe."""
+        return self.given is not None and self.given.recipe is None
 
     def calibration_counts(self, calibrate_on: str) -> tuple[int, int]:
-        """Returns how many (real, synthetic) images set the ranges.
+        """Returns how many images (given, made) set the ranges.
 
         Raises:
             ConfigError: The kind that was asked for is not there.
         """
         most = MOST_CALIBRATION_IMAGES["small" if self._are_small() else "large"]
-        real, synthetic = min(self.num_real, most), min(self.num_synthetic, most)
-        if calibrate_on == "auto":
-            calibrate_on = "real" if real >= ENOUGH_REAL or not synthetic else "both"
-        if calibrate_on == "real":
-            synthetic = 0
-        elif calibrate_on == "synthetic":
-            real = 0
-        if real + synthetic == 0:
+        given, made = min(self.num_given, most), min(self.num_made, most)
+        enough = self.given_are_real and given >= ENOUGH_REAL
+        if calibrate_on == "real" or (calibrate_on == "auto" and enough):
+            made = 0
+        if calibrate_on == ("synthetic" if self.given_are_real else "real"):
+            given = 0
+        if given + made == 0:
             raise ConfigError(
                 f"--calibrate-on {calibrate_on}: there is no such image. Give --calib-data, or "
                 "take another --recipe than none."
             )
-        return real, synthetic
+        return given, made
+
+    def by_kind(self, counts: tuple[int, int]) -> tuple[int, int]:
+        """Returns as (real, synthetic) what is (given, made): given ones may be synthetic too."""
+        given, made = counts
+        return (given, made) if self.given_are_real else (0, given + made)
 
     @staticmethod
     def fewer(counts: tuple[int, int], most: int) -> tuple[int, int]:
         """Returns counts in about the same proportion, at most ``most`` together."""
-        real, synthetic = counts
-        if real + synthetic <= most:
+        given, made = counts
+        if given + made <= most:
             return counts
-        kept = round(most * real / (real + synthetic))
+        kept = round(most * given / (given + made))
         return kept, most - kept
 
     def _are_small(self) -> bool:
-        if self.synthetic is not None:
-            return max(self.synthetic[0].shape[2:]) <= SMALL_IMAGE_PX
-        return self.real is None or max(self.real.preprocessing.shape[1:]) <= SMALL_IMAGE_PX
+        if self.made is not None:
+            return max(self.made[0].shape[2:]) <= SMALL_IMAGE_PX
+        return self.given is None or max(self.given.preprocessing.shape[1:]) <= SMALL_IMAGE_PX
 
     def calibration_batches(self, counts: tuple[int, int], batch_size: int) -> Iterator[Tensor]:
         """Yields the images that set the ranges, ``(N, C, H, W)`` float32."""
-        if self.real is not None and counts[0]:
-            for images, _ in self.real.batches(batch_size, self._some(len(self.real), counts[0])):
+        if self.given is not None and counts[0]:
+            for images, _ in self.given.batches(batch_size, self._some(len(self.given), counts[0])):
                 yield images
-        if self.synthetic is not None and counts[1]:
-            yield from torch.split(self.synthetic[0][: counts[1]], batch_size)
+        if self.made is not None and counts[1]:
+            yield from torch.split(self.made[0][: counts[1]], batch_size)
 
     def sample(self, count: int) -> Tensor:
-        """Returns up to ``count`` images, real ones first, to round and correct layers on.
+        """Returns up to ``count`` images, given ones first, to round and correct layers on.
 
         None of them is held out: what is fitted to the images that judge it is always kept.
         """
-        real, synthetic = map(self._num_usable, (self.num_real, self.num_synthetic))
+        given, made = map(self._num_usable, (self.num_given, self.num_made))
         parts = []
-        if self.real is not None:
-            parts.append(self.real.load(self._some(len(self.real), min(count, real)))[0])
-        if self.synthetic is not None and real < count:
-            parts.append(self.synthetic[0][: min(synthetic, count - real)])
+        if self.given is not None:
+            parts.append(self.given.load(self._some(len(self.given), min(count, given)))[0])
+        if self.made is not None and given < count:
+            parts.append(self.made[0][: min(made, count - given)])
         return _joined(parts)
 
     def held_out(self) -> Tensor:
@@ -114,32 +123,32 @@ class Pool:
         Where there are too few to hold any out (`holds_out`), all of them train and judge.
         """
         parts = []
-        if self.real is not None and (held := self._num_held(len(self.real))):
-            parts.append(self.real.load(self._order(len(self.real))[-held:])[0])
-        if self.synthetic is not None and (held := self._num_held(self.num_synthetic)):
-            parts.append(self.synthetic[0][-held:])
+        if self.given is not None and (held := self._num_held(len(self.given))):
+            parts.append(self.given.load(self._order(len(self.given))[-held:])[0])
+        if self.made is not None and (held := self._num_held(self.num_made)):
+            parts.append(self.made[0][-held:])
         return _joined(parts) if parts else self.sample(_MOST_HELD_OUT)
 
     def draws(self) -> list[Draw]:
         """Returns one batch source per kind of image, held-out ones excluded."""
         found: list[Draw] = []
-        if self.real is not None:
-            found.append(self._draw_real(self.real))
-        if self.synthetic is not None:
-            found.append(self._draw_synthetic(*self.synthetic))
+        if self.given is not None:
+            found.append(self._draw_given(self.given))
+        if self.made is not None:
+            found.append(self._draw_made(*self.made))
         return found
 
-    def _draw_real(self, real: ImageSet) -> Draw:
-        order = self._order(len(real))
+    def _draw_given(self, given: ImageSet) -> Draw:
+        order = self._order(len(given))
         usable = order[: self._num_usable(len(order))]
 
         def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
             picked = torch.randint(len(usable), (count,), generator=generator)
-            return real.load(usable[picked.numpy()])
+            return given.load(usable[picked.numpy()])
 
         return draw
 
-    def _draw_synthetic(self, images: Tensor, labels: Tensor) -> Draw:
+    def _draw_made(self, images: Tensor, labels: Tensor) -> Draw:
         usable = self._num_usable(len(images))
 
         def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,7 @@ def _run(context: RunContext, folder: Path, progress: Progress) -> Record:
         observer="minmax" if settings.numbers == "fp8" else settings.observer,
     )
     return {
-        "calibrated_on": {"real": counts[0], "synthetic": counts[1]},
+        "calibrated_on": dict(zip(("real", "synthetic"), pool.by_kind(counts), strict=True)),
         "ranges_from": "untrained-generator" if untrained else "images",
         "skipped": [] if context.calibration is None else list(context.calibration.skipped),
         "scale_search": search,
@@ -114,7 +114,7 @@ def _calibrated(
     pool: Pool,
     progress: Progress,
 ) -> tuple[tuple[int, int], bool]:
-    """Fixes all ranges; returns how many images (real, synthetic), and whether untrained ones."""
+    """Fixes all ranges; returns how many images (given, made), and whether untrained ones."""
     settings, batch_size = context.config.quantize, context.config.run.batch_size
     counts = pool.calibration_counts(settings.calibrate_on)
     recipe = context.recipe
@@ -124,13 +124,13 @@ def _calibrated(
         counts = (0, sum(counts))
         batches = iter(torch.split(untrained_images(context, counts[1]), batch_size))
     else:
-        few = pool.fewer(counts, num_weighed(context, counts[1]))
+        few = pool.fewer(counts, num_weighed(context, pool.by_kind(counts)[1]))
         weighed = weighed_tensors(
             context,
             network,
             reference,
             pool.calibration_batches(few, batch_size),
-            counted(progress, sum(few), WEIGHING),
+            lambda: counted(progress, sum(few), WEIGHING),
         )
         batches = pool.calibration_batches(counts, batch_size)
     seen = calibrate(

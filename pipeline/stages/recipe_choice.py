@@ -21,7 +21,8 @@ class Situation:
     Attributes:
         model: The network's name, for messages.
         batchnorm_layers: How many it has.
-        real_images: Real images at hand; 0 for none.
+        num_images: Images that were given; 0 for none.
+        synthesized: They were made by a recipe before.
         labelled: Those have classes.
         biased_convolutions: Counts convolutions with a bias, asked only where there is no
             BatchNorm: it may have been folded into them.
@@ -29,8 +30,9 @@ class Situation:
 
     model: str
     batchnorm_layers: int
-    real_images: int
+    num_images: int
     labelled: bool
+    synthesized: bool
     biased_convolutions: Callable[[], int]
 
 
@@ -50,11 +52,11 @@ def choose_recipe(asked: str, situation: Situation) -> RecipeChoice:
         ModelError: A recipe was asked for, and the network has no BatchNorm.
         ConfigError: It needs labelled real images and there are none, or ``none`` has no images.
     """
-    real = situation.real_images
-    if asked == "none" and not real:
+    given = situation.num_images
+    if asked == "none" and not given:
         raise ConfigError("--recipe none makes no image: give real ones by --calib-data.")
     if situation.batchnorm_layers == 0 and asked != "none":
-        if asked != "auto" or not real:
+        if asked != "auto" or not given:
             raise _nothing_to_align(asked, situation)
         return RecipeChoice("none", "the network has no BatchNorm layer to make images from")
     if asked.startswith("fdda") and not situation.labelled:
@@ -62,14 +64,20 @@ def choose_recipe(asked: str, situation: Situation) -> RecipeChoice:
             f"--recipe {asked} needs one labelled real image per class: give --calib-data with "
             "a folder per class, or take --recipe genie."
         )
-    if asked != "auto":
-        return RecipeChoice(asked, "as asked")
-    if real >= ENOUGH_REAL:
-        return RecipeChoice("none", f"{real:,} real images are enough, so none are made")
+    return RecipeChoice(asked, "as asked") if asked != "auto" else _chosen(situation)
+
+
+def _chosen(situation: Situation) -> RecipeChoice:
+    """Returns what ``auto`` takes where there is BatchNorm."""
+    given = situation.num_images
+    if situation.synthesized:
+        return RecipeChoice("none", f"{given:,} synthetic images were given, so none are made")
+    if given >= ENOUGH_REAL:
+        return RecipeChoice("none", f"{given:,} real images are enough, so none are made")
     if situation.labelled:
-        return RecipeChoice("fdda", f"{real:,} labelled real images give class centers")
-    if real:
-        return RecipeChoice("genie", f"{real:,} real images without labels give no class center")
+        return RecipeChoice("fdda", f"{given:,} labelled real images give class centers")
+    if given:
+        return RecipeChoice("genie", f"{given:,} real images without labels give no class center")
     return RecipeChoice("genie", "there is no real image, and the network has BatchNorm layers")
 
 

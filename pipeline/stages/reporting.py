@@ -162,13 +162,15 @@ def _bytes(context: RunContext) -> dict[str, int | None]:
 def _notes(context: RunContext) -> list[str]:
     synthesis, quantized = context.record("synthesize"), context.record("quantize")
     notes = []
-    if synthesis["recipe"] is None:
-        notes.append("No image was synthesized: ranges and fine-tuning rest on real images alone.")
-    elif context.calibration is None:
+    given = context.calibration
+    if given is None or given.recipe is not None:
+        recipe = synthesis["recipe"] or (given.recipe if given is not None else "")
         notes.append(
-            f"No real image was used (recipe {synthesis['recipe']}): everything rests on images "
-            "from the network itself."
+            f"No real image was used (recipe {recipe}): everything rests on images from the "
+            "network itself."
         )
+    elif synthesis["recipe"] is None:
+        notes.append("No image was synthesized: ranges and fine-tuning rest on real images alone.")
     if context.config.synthesis.recipe == "auto":
         notes.append(f"Recipe {synthesis['recipe'] or 'none'}: {synthesis['reason']}.")
     if synthesis.get("schedule"):
@@ -229,6 +231,7 @@ def _data(context: RunContext) -> dict[str, Any]:
             "n": len(images),
             "classes_covered": covered,
             "digest": images.digest,
+            "recipe": images.recipe,
         }
     made = None
     if synthesis["recipe"] is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import TypedDict
 
@@ -106,11 +106,12 @@ def weighed_tensors(
     network: QuantNetwork,
     reference: fx.GraphModule,
     batches: Iterable[Tensor],
-    done: Done,
+    told: Callable[[], Done],
 ) -> dict[str, WeighedValues]:
     """Returns, by node name, values of what is quantized and what each is worth; maybe none.
 
     For observers of least error, whose errors then count what the prediction loses by them.
+    ``told`` begins to tell how many images are done.
     """
     if effort_of(context) == "none" or context.config.quantize.observer not in LEAST_ERROR:
         return {}
@@ -120,7 +121,7 @@ def weighed_tensors(
         {network.names.fx_from_tensor[tensor] for tensor in tensors},
         (batch.to(context.device) for batch in batches),
         seed=context.config.run.seed,
-        done=done,
+        done=told(),
     )
 
 

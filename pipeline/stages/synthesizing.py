@@ -164,7 +164,8 @@ def _write_images(context: RunContext, folder: Path, result: SyntheticImages) ->
     labels = result.labels.numpy()
     with (folder / "images.npz").open("wb") as file:
         classes = np.int64(context.record("load")["classes"])
-        np.savez_compressed(file, x=pixels, y=labels, num_classes=classes)
+        name = np.str_(context.recipe_choice.name)  # read back, they are no real images
+        np.savez_compressed(file, x=pixels, y=labels, num_classes=classes, recipe=name)
     atomic_write(
         folder / "contact_sheet.png", contact_sheet_png(pixels, labels, context.class_names)
     )

@@ -20,6 +20,26 @@ def test_float_pixels_are_rounded_to_255_steps(tmp_path):
     assert torch.equal(got, normalized_from_uint8(x, SMALL))
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        (np.str_("genie"), "genie"),
+        (np.str_("<b>genie</b>"), None),
+        (np.str_("a" * 33), None),
+        (np.array(["genie"]), None),
+        (np.bytes_(b"genie"), None),
+        (np.arange(4), None),
+    ],
+)
+def test_only_a_recipes_name_says_that_images_were_synthesized(tmp_path, name, wanted):
+    x = np.zeros((2, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "made.npz", x=x, recipe=name)
+    np.savez(tmp_path / "real.npz", x=x)
+    made, real = (open_images(str(tmp_path / f"{of}.npz"), SMALL) for of in ("made", "real"))
+    assert (made.recipe, real.recipe) == (wanted, None)
+    assert (made.digest == real.digest) == (wanted is None)
+
+
 @pytest.mark.parametrize(("labels", "num_classes"), [([0, 3], 3), ([-1, 0], None)])
 def test_labels_out_of_range_are_refused(tmp_path, labels, num_classes):
     np.savez(tmp_path / "x.npz", x=np.zeros((2, 8, 8, 3), np.uint8), y=np.array(labels))

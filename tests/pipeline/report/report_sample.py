@@ -149,8 +149,9 @@ def _deploy() -> dict[str, Any]:
 def _data() -> dict[str, Any]:
     digest = "b1946ac92492d2347c6235b4d2611184e1d1a1c5b7e7f5a0c7c8e6b0a9d4f3e2"
     origin = "scikit-learn digits, training split"
+    given = {"origin": origin, "n": 1200, "classes_covered": 10, "digest": digest, "recipe": None}
     return {
-        "calibration": {"origin": origin, "n": 1200, "classes_covered": 10, "digest": digest},
+        "calibration": given,
         "synthetic": {"n": 400, "teacher_top1": 97.25},
         "calibrated_on": {"real": 1200, "synthetic": 400},
         "evaluation": {

@@ -17,11 +17,11 @@ from fdda_deploy.pipeline.stages.images import ENOUGH_REAL, MOST_CALIBRATION_IMA
 PREPROCESSING = Preprocessing(height=8, width=8, channels=1, mean=(0.5,), std=(0.25,))
 
 
-def real_images(folder: Path, count: int) -> ImageSet:
+def given_images(folder: Path, count: int, **more: np.ndarray) -> ImageSet:
     """Image number i has the pixel i % 256 at (0, 0) and i // 256 at (0, 1); its label is i % 5."""
     x = np.zeros((count, 8, 8), np.uint8)
     x[:, 0, 0], x[:, 0, 1] = np.arange(count) % 256, np.arange(count) // 256
-    np.savez(folder / "real.npz", x=x, y=np.arange(count) % 5)
+    np.savez(folder / "real.npz", x=x, y=np.arange(count) % 5, **more)
     return open_images(str(folder / "real.npz"), PREPROCESSING, num_classes=5)
 
 
@@ -43,7 +43,7 @@ def numbers(images: Tensor) -> list[int]:
 
 def pool(folder: Path, real: int, made: int, seed: int = 0) -> Pool:
     return Pool(
-        real_images(folder, real) if real else None, synthetic_images(made) if made else None, seed
+        given_images(folder, real) if real else None, synthetic_images(made) if made else None, seed
     )
 
 
@@ -73,6 +73,27 @@ def test_counts_follow_what_is_asked_and_there(
     assert len(set(seen)) == len(seen)
 
 
+@pytest.mark.parametrize(
+    ("given", "made", "asked", "wanted"),
+    [
+        (40, 0, "auto", (40, 0)),
+        (40, 0, "synthetic", (40, 0)),
+        (ENOUGH_REAL, 40, "auto", (ENOUGH_REAL, 40)),  # no number of them is enough
+        (10, 40, "both", (10, 40)),
+    ],
+)
+def test_given_images_that_were_synthesized_count_as_synthetic(
+    tmp_path: Path, given: int, made: int, asked: str, wanted: tuple[int, int]
+) -> None:
+    images = given_images(tmp_path, given, recipe=np.str_("genie"))
+    found = Pool(images, synthetic_images(made) if made else None, 0)
+    assert found.calibration_counts(asked) == wanted
+    assert found.by_kind(wanted) == (0, sum(wanted))
+    assert pool(tmp_path, given, made).by_kind(wanted) == wanted
+    with pytest.raises(ConfigError, match="real: there is no such image"):
+        Pool(images, None, 0).calibration_counts("real")
+
+
 def test_of_large_images_fewer_set_the_ranges():
     wide = torch.zeros(1, 1, 1, 1).expand(600, 1, 65, 65)
     found = Pool(None, (wide, torch.zeros(600, dtype=torch.int64)), 0)
@@ -89,9 +110,9 @@ def test_a_kind_that_is_not_there_is_refused(
 
 def test_images_of_one_kind_are_not_copied(tmp_path: Path):
     found = pool(tmp_path, 0, 60)
-    assert found.synthetic is not None
-    assert found.sample(20).data_ptr() == found.synthetic[0].data_ptr()
-    assert found.held_out().untyped_storage().data_ptr() == found.synthetic[0].data_ptr()
+    assert found.made is not None
+    assert found.sample(20).data_ptr() == found.made[0].data_ptr()
+    assert found.held_out().untyped_storage().data_ptr() == found.made[0].data_ptr()
 
 
 @pytest.mark.parametrize(("real", "made"), [(60, 0), (0, 60), (60, 45), (10, 60), (60, 10)])

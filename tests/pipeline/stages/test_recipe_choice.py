@@ -13,8 +13,10 @@ from fdda_deploy.pipeline.stages.recipe_choice import Situation, choose_recipe, 
 from fdda_deploy.pipeline.synthesis.recipes import RECIPES, recipe_named
 
 
-def situation(layers: int = 5, real: int = 0, *, labelled: bool = False, folded: int = 0) -> Any:
-    return Situation("net", layers, real, labelled, lambda: folded)
+def situation(
+    layers: int = 5, real: int = 0, *, made: int = 0, labelled: bool = False, folded: int = 0
+) -> Any:
+    return Situation("net", layers, real + made, labelled, bool(made), lambda: folded)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,7 @@ def situation(layers: int = 5, real: int = 0, *, labelled: bool = False, folded:
         (situation(real=1000, labelled=True), "none", "1,000 real images are enough"),
         (situation(real=999, labelled=True), "fdda", "999 labelled"),
         (situation(layers=0, real=3), "none", "no BatchNorm layer"),
+        (situation(made=3, labelled=True), "none", "3 synthetic images were given, so none are"),
     ],
 )
 def test_auto_takes_what_the_user_has_images_for(has: Situation, name: str, reason: str) -> None:

@@ -39,6 +39,22 @@ def test_without_any_image_genie_makes_them_and_the_report_says_so(
     assert load_record(tmp_path / "calibration.json").data_digest == ""
 
 
+def test_images_that_a_recipe_made_before_do_not_count_as_real(
+    networks: Path, tmp_path: Path
+) -> None:
+    build(own(networks, tmp_path / "first"), until="synthesize")
+    images = str(tmp_path / "first/synthetic/images.npz")
+    report = build(own(networks, tmp_path / "next", calib_data=images), until="report").report
+    assert report is not None
+    assert (report["recipe"], report["data"]["synthetic"]) == ("none", None)
+    assert report["data"]["calibration"]["recipe"] == "genie"
+    assert report["data"]["calibrated_on"] == {"real": 0, "synthetic": 16}
+    assert "No real image was used (recipe genie): everything rests on" in notes_of(report)
+    assert "16 synthetic images were given, so none are made" in notes_of(report)
+    page = (tmp_path / "next/report.html").read_text()
+    assert "16\u00a0images that recipe genie had synthesized" in page
+
+
 def test_without_synthesis_everything_rests_on_real_images(networks: Path, tmp_path: Path) -> None:
     config = own(networks, tmp_path, calib_data=str(networks / "calib.npz"), recipe="none")
     report = build(config, until="report").report
