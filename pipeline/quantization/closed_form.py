@@ -19,25 +19,19 @@ from fdda_deploy.pipeline.network import Progress
 from fdda_deploy.pipeline.quantization.blocks import Block
 from fdda_deploy.pipeline.quantization.convert import QuantNetwork
 from fdda_deploy.pipeline.quantization.fisher import counted
-from fdda_deploy.pipeline.quantization.importance import position_importance
+from fdda_deploy.pipeline.quantization.importance import (
+    NO_IMPORTANCE,
+    Importance,
+    output_importance,
+)
+from fdda_deploy.pipeline.quantization.integer_weights import can_couple, fewest_lost
 from fdda_deploy.pipeline.quantization.moments import LayerMoments, Moments
-from fdda_deploy.pipeline.quantization.one_scale import grid_with, keeps_old, round_with_one_scale
+from fdda_deploy.pipeline.quantization.one_scale import grid_with
+from fdda_deploy.pipeline.quantization.output_curvature import MOST_ROWS
 from fdda_deploy.pipeline.quantization.patches import Positions, input_rows, output_size
 from fdda_deploy.pipeline.quantization.rounding_layers import RoundingLayer, rounding_layers
-from fdda_deploy.pipeline.quantization.second_order import (
-    MAX_EXACT_INPUTS,
-    damped,
-    descend,
-    mean_shift,
-    nearest,
-    round_columns,
-    round_exact,
-    row_loss,
-    scale_search,
-    target_weights,
-)
+from fdda_deploy.pipeline.quantization.second_order import damped, mean_shift, target_weights
 from fdda_deploy.pipeline.quantization.streams import Streams, streamed
-from fdda_deploy.quant.qparams import QParams
 
 MEMORY_LIMIT_BYTES = 2**31
 _ENOUGH_SAMPLES = 8192
@@ -59,6 +53,8 @@ class RoundingSettings:
         correct_means: Give each bias what rounding took from the mean output.
         sequential: Make good in each layer what the layers before it lost.
         importance: Weigh positions by how much the prediction depends on them.
+        coupled: Below 8 bits, have the channels of a dense layer make good each other's errors, by
+            what the prediction owes to them together.
         max_fan_in: Layers that read more inputs at once keep their rounding: the covariances take
             24 bytes times its square while they are solved.
     """
@@ -71,6 +67,7 @@ class RoundingSettings:
     correct_means: bool = True
     sequential: bool = True
     importance: bool = True
+    coupled: bool = True
     max_fan_in: int = 5120
 
 
@@ -158,13 +155,14 @@ def round_network(
         if not streams.num_samples:
             raise CalibrationError("no image to round weights on. Give --calib-data.")
         positions = _positions(layers, settings, streams.num_samples, seed)
-        importance = {}
+        importance = NO_IMPORTANCE
         if settings.importance and layers:
             told = counted(progress, streams.num_samples, "weighing positions")
             shapes = {name: layer.shape for name, layer in layers.items()}
             floats = (x for x, _ in streams)
-            importance = position_importance(
-                float_module, shapes, positions, floats, seed=seed, done=told
+            coupled = _coupled(network, layers) if settings.coupled else []
+            importance = output_importance(
+                float_module, shapes, positions, floats, coupled=coupled, seed=seed, done=told
             )
         walk = _Walk(network, float_module, settings, positions, importance)
         for block in streams.blocks(float_module):
@@ -189,7 +187,7 @@ class _Walk:
         float_module: fx.GraphModule,
         settings: RoundingSettings,
         positions: Positions,
-        importance: Mapping[str, Tensor],
+        importance: Importance,
     ) -> None:
         self._network = network
         self._float = float_module
@@ -210,13 +208,9 @@ class _Walk:
         qparams = network.weight_qparams(point)
         scale = network.weight_quantizers[point.initializer].scale.expand_as(weight)
         scale = scale.reshape(rows.shape)
-        had = nearest(rows, scale, qparams.qmin, qparams.qmax)
-        integers, step = _rounded(target, hessian, scale, qparams, settings.sweeps)
-        before = row_loss(target - had * scale, hessian)
-        after = row_loss(target - integers * step, hessian)
-        keep = keeps_old(before, after, one_scale=qparams.axis is None)
-        integers = torch.where(keep[:, :, None], had, integers)
-        step, after = torch.where(keep[:, :, None], scale, step), torch.where(keep, before, after)
+        curvature = self._importance.curvature.get(name)
+        found = fewest_lost(target, hessian, curvature, scale, qparams, settings.sweeps)
+        integers, step = found.integers, found.step
         if qparams.block_size is None:
             network.set_weight_qparams(point, grid_with(qparams, step))
         network.weight(point).copy_((integers * step).reshape(weight.shape))
@@ -224,10 +218,7 @@ class _Walk:
             shift = mean_shift(rows, integers * step, moments).flatten()
             bias = self._float.get_parameter(layer.bias)
             network.graph_module.get_parameter(layer.bias).copy_(bias + shift)
-        size = float(row_loss(rows, hessian).sum()) or 1.0  # dead weights lose nothing
-        return LayerRounding(
-            point.initializer, float(before.sum()) / size, float(after.sum()) / size
-        )
+        return LayerRounding(point.initializer, found.before, found.after)
 
     def _measure(
         self, name: str, layer: RoundingLayer, block: Block, streams: Streams
@@ -236,7 +227,7 @@ class _Walk:
         part = streamed(self._float, block.source, layer.source)
         part_hat = streamed(self._network.graph_module, block.source, layer.source_hat)
         moments = Moments()
-        importance, first, taken = self._importance.get(name), 0, 0
+        importance, first, taken = self._importance.shares.get(name), 0, 0
         for value, value_hat in streams:
             x, x_hat = part(value), part_hat(value_hat)
             size = output_size(x.shape, layer.shape)
@@ -259,6 +250,17 @@ class _Walk:
         return found
 
 
+def _coupled(network: QuantNetwork, layers: Mapping[str, RoundingLayer]) -> list[str]:
+    """Returns the layers whose rows are rounded together: dense, narrow, each with its scale."""
+    return [
+        name
+        for name, layer in layers.items()
+        if layer.shape.groups == 1
+        and 1 < layer.shape.weight[0] <= MOST_ROWS
+        and can_couple(network.weight_qparams(layer.point))
+    ]
+
+
 def _positions(
     layers: Mapping[str, RoundingLayer], settings: RoundingSettings, num_images: int, seed: int
 ) -> Positions:
@@ -267,23 +269,3 @@ def _positions(
         return max(1, min(settings.samples, enough) // num_images)
 
     return Positions({name: wanted(layer) for name, layer in layers.items()}, num_images, seed)
-
-
-def _rounded(
-    target: Tensor, hessian: Tensor, scale: Tensor, qparams: QParams, sweeps: int
-) -> tuple[Tensor, Tensor]:
-    """Returns integers and scales of small loss, both of the shape of ``target``."""
-    qmin, qmax = qparams.qmin, qparams.qmax
-    if qparams.block_size is not None:
-        q = round_columns(target, hessian, scale, qmin, qmax)
-        return descend(target, hessian, q, scale, qmin, qmax, sweeps=sweeps, learn_scale=False)
-    if qparams.axis is None:
-        q, step = round_with_one_scale(target, hessian, qmin, qmax, sweeps=sweeps)
-        return q, step.expand_as(target)
-    if target.shape[1] == 1 and target.shape[2] <= MAX_EXACT_INPUTS:
-        q, step = round_exact(target, hessian, qmin, qmax)
-    else:
-        step = scale_search(target, hessian, qmin, qmax)
-        q = round_columns(target, hessian, step, qmin, qmax)
-    q, step = descend(target, hessian, q, step, qmin, qmax, sweeps=sweeps)
-    return q, step.expand_as(target)

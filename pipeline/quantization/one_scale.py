@@ -68,12 +68,12 @@ def round_with_one_scale(
     return best[1], best[2]
 
 
-def keeps_old(before: Tensor, after: Tensor, *, one_scale: bool) -> Tensor:
+def keeps_old(before: Tensor, after: Tensor, *, together: bool) -> Tensor:
     """Returns which rows ``(groups, rows)`` are no better for having been rounded anew.
 
-    Rows with one scale for all are kept or given up together.
+    Rows that share a scale, or a loss, are kept or given up ``together``.
     """
-    if one_scale:
+    if together:
         worse = (before.sum() <= after.sum()) | ~after.sum().isfinite()
         return worse.expand(before.shape)
     return (before <= after) | ~after.isfinite()

@@ -58,7 +58,7 @@ def weighed_values(
 
     A value's weight is its Fisher information, ``(d log p(y) / d value)^2``
     (`fisher.differentiate`), over its image's mean in this tensor, so that each image counts alike
-    (`importance.position_importance` says why), at most 100. Nothing is added to it: where every
+    (`importance.output_importance` says why), at most 100. Nothing is added to it: where every
     value counts 0.1 besides, the values that hardly matter still decide (docs/accuracy.md).
 
     Args:

@@ -10,6 +10,7 @@ import torch
 from quant_networks import CPU, ChannelsLast, Plain, Sequence, Shared, float_graph, quant_network
 from rounded_networks import (
     FIT,
+    Alike,
     Grouped,
     Upsampled,
     Wide,
@@ -150,6 +151,21 @@ def test_earlier_losses_are_made_good_only_if_asked() -> None:
     rounded(together, Plain)
     rounded(alone, Plain, sequential=False)
     assert integers(together) != integers(alone)
+
+
+def test_channels_make_good_each_others_errors_where_asked() -> None:
+    together, alone = calibrated(Alike, "w4a8"), calibrated(Alike, "w4a8")
+    rounded(together, Alike, sequential=False)  # else the head mends some of it
+    rounded(alone, Alike, sequential=False, coupled=False)
+    assert error(together, Alike) < 0.6 * error(alone, Alike)
+
+
+@pytest.mark.parametrize("settings", [{"coupled": False}, {"importance": False}])
+def test_wide_weights_round_channel_by_channel(settings: dict[str, bool]) -> None:
+    one, other = calibrated(Plain, "w8a8"), calibrated(Plain, "w8a8")
+    rounded(one, Plain, importance=settings.get("importance", True))
+    rounded(other, Plain, **settings)
+    assert integers(one) == integers(other)
 
 
 def test_progress_counts_images_then_layers() -> None:

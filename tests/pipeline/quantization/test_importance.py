@@ -11,7 +11,7 @@ from quant_networks import Corner, Plain, Sequence, float_graph
 from rounded_networks import calibrated, error, rounded
 from torch import Tensor, nn
 
-from fdda_deploy.pipeline.quantization.importance import position_importance
+from fdda_deploy.pipeline.quantization.importance import output_importance
 from fdda_deploy.pipeline.quantization.moments import Moments
 from fdda_deploy.pipeline.quantization.patches import LayerShape, Positions
 
@@ -54,7 +54,8 @@ def importance(
     shapes = shapes_of(module)
     count = sum(map(len, batches))
     positions = Positions(dict.fromkeys(shapes, wanted), count, seed)
-    return position_importance(module, shapes, positions, batches, seed=seed)
+    found = output_importance(module, shapes, positions, batches, seed=seed)
+    return dict(found.shares)
 
 
 def test_only_positions_that_the_prediction_reads_count() -> None:
@@ -104,7 +105,10 @@ def test_importance_is_the_squared_gradient_of_a_drawn_class() -> None:
     module = float_graph(Corner).module
     images = drawn(3, 3, 8, 8)
     (stem, head) = shapes_of(module)
-    found = importance(module, [images], seed=7)
+    shapes = shapes_of(module)
+    positions = Positions(dict.fromkeys(shapes, 10**4), 3, 0)
+    both = output_importance(module, shapes, positions, [images], coupled=[stem], seed=7)
+    found = both.shares
     state = dict(module.named_parameters())
     weight, bias = (value for name, value in state.items() if "stem" in name)
     z = nn.functional.conv2d(images, weight, bias, padding=1).detach().requires_grad_(True)
@@ -116,6 +120,11 @@ def test_importance_is_the_squared_gradient_of_a_drawn_class() -> None:
     wanted = energy / energy.mean(dim=1, keepdim=True)
     assert torch.allclose(found[stem][0].float(), wanted.flatten(), rtol=2e-3, atol=1e-3)
     assert (found[head] == 1).all(), "one position an image"
+    rows = g.flatten(2).mT[:, ::2]  # 64 positions: every second one
+    by_image = rows / rows.flatten(1).norm(dim=1)[:, None, None]
+    wanted = by_image.square().sum((0, 1))
+    assert set(both.curvature) == {stem}
+    assert torch.allclose(both.curvature[stem].diagonal(), wanted, rtol=1e-3)
 
 
 def test_images_that_nothing_depends_on_count_evenly_and_parameters_get_no_gradient() -> None:

@@ -80,10 +80,10 @@ def scale_of(grid: QParams, row: int) -> QParams:
 
 def test_rows_with_one_scale_are_given_up_together() -> None:
     before, after = torch.tensor([[1.0, 4.0]]), torch.tensor([[2.0, 1.0]])
-    assert keeps_old(before, after, one_scale=False).tolist() == [[True, False]]
-    assert keeps_old(before, after, one_scale=True).tolist() == [[False, False]]
-    assert keeps_old(after, before, one_scale=True).all()
-    assert keeps_old(before, after / 0, one_scale=True).all()
+    assert keeps_old(before, after, together=False).tolist() == [[True, False]]
+    assert keeps_old(before, after, together=True).tolist() == [[False, False]]
+    assert keeps_old(after, before, together=True).all()
+    assert keeps_old(before, after / 0, together=True).all()
 
 
 def test_a_grid_takes_new_scales_in_the_form_it_has() -> None:
