@@ -87,6 +87,10 @@ _REPORT_SCHEMA: Mapping[str, Any] = {
             "properties": {
                 "calibrated_on": {"type": ["object", "null"], "additionalProperties": _COUNT},
                 "evaluation": _TABLE_OR_NONE,
+                "calibration": {
+                    "type": ["object", "null"],
+                    "properties": {"recipe": {"type": ["string", "null"]}},
+                },
             },
         },
         "accuracy": {

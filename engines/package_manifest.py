@@ -208,10 +208,11 @@ def _accuracy(report: Mapping[str, Any]) -> dict[str, Any] | str:
 def _calibration(report: Mapping[str, Any]) -> dict[str, Any]:
     counts, quantize = report["data"]["calibrated_on"] or {}, report["config"]["quantize"]
     given = report["data"].get("calibration") or {}
+    recipes = (report["recipe"], given.get("recipe"))  # made by this build; read back by it
     return {
         "real": counts.get("real", 0),
         "synthetic": counts.get("synthetic", 0),
-        "recipe": report["recipe"] or given.get("recipe") or "none",
+        "recipe": next((name for name in recipes if name not in {None, "none"}), "none"),
         "observer": quantize.get("observer"),
         "effort": report["rounding"].get("effort"),
         "scale_search": quantize.get("scale_search"),

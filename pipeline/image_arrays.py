@@ -46,7 +46,7 @@ def images_from_npz(path: Path, part: str) -> NpzImages:
         DataError: The file is damaged, holds Python objects, or its arrays are not such images.
     """
     x_name, y_name = (f"{part}_x", f"{part}_y") if part else ("x", "y")
-    arrays, held = _arrays(path, (x_name, y_name, _RECIPE))
+    arrays, held = _arrays(path, (x_name, y_name))
     if x_name not in arrays:
         parts = [name.removesuffix("_x") for name in held if name.endswith("_x")]
         hint = f"Name one of its parts: {path.name}#{parts[0]}" if parts else "Save it as x and y"
@@ -54,7 +54,7 @@ def images_from_npz(path: Path, part: str) -> NpzImages:
         raise DataError(f"{path}: no array {x_name!r} in it (it holds {names}). {hint}.")
     pixels = _pixels(path, x_name, arrays[x_name])
     labels = _labels(path, y_name, arrays.get(y_name), len(pixels))
-    return NpzImages(pixels, labels, _recipe(arrays.get(_RECIPE)))
+    return NpzImages(pixels, labels, _recipe(path) if _RECIPE in held else None)
 
 
 def _arrays(path: Path, wanted: Sequence[str]) -> tuple[dict[str, NDArray[np.generic]], list[str]]:
@@ -109,9 +109,11 @@ def _labels(
     return y.astype(np.int64)
 
 
-def _recipe(name: NDArray[np.generic] | None) -> str | None:
+def _recipe(path: Path) -> str | None:
     """Returns a recipe's name; None for an array of somebody else's that is called alike."""
-    if name is None or name.dtype.kind != "U" or name.ndim:
+    try:
+        found = _arrays(path, (_RECIPE,))[0][_RECIPE]
+    except (DataError, KeyError):  # too large, or Python objects: whatever it is, no name
         return None
-    found = str(name)
-    return found if _RECIPE_NAME.fullmatch(found) else None
+    name = str(found) if found.dtype.kind == "U" and not found.ndim else ""
+    return name if _RECIPE_NAME.fullmatch(name) else None

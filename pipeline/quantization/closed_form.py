@@ -54,7 +54,7 @@ class RoundingSettings:
         sequential: Make good in each layer what the layers before it lost.
         importance: Weigh positions by how much the prediction depends on them.
         coupled: Below 8 bits, have the channels of a dense layer make good each other's errors, by
-            what the prediction owes to them together.
+            what the prediction owes to them together. Nothing without ``importance``.
         max_fan_in: Layers that read more inputs at once keep their rounding: the covariances take
             24 bytes times its square while they are solved.
     """
@@ -73,7 +73,10 @@ class RoundingSettings:
 
 @dataclass(frozen=True)
 class LayerRounding:
-    """What the rounding of one layer costs, ``sum e^T H e / sum w^T H w`` over its rows.
+    """What the rounding of one layer costs, in parts of what having no weights would.
+
+    ``sum e^T H e`` over its rows, or ``tr(G E H E^T)`` where they are rounded together; e is what
+    rounding takes from the weights that the layer was to have, which make good earlier losses.
 
     Attributes:
         initializer: ONNX name of the weight.
@@ -121,7 +124,8 @@ def round_network(
 
     The float weights and biases are those of ``float_module``, so rounding twice is rounding once.
     A weight becomes scale times integer. In layers where inputs have scales of their own (blocks of
-    INT4) the scales stay. No row of a layer ends with a larger loss than it began with.
+    INT4) the scales stay. No layer ends with a larger loss than it began with, nor does a row that
+    is rounded by itself.
 
     Args:
         network: Calibrated.
@@ -208,7 +212,7 @@ class _Walk:
         qparams = network.weight_qparams(point)
         scale = network.weight_quantizers[point.initializer].scale.expand_as(weight)
         scale = scale.reshape(rows.shape)
-        curvature = self._importance.curvature.get(name)
+        curvature = self._importance.curvature.pop(name, None)
         found = fewest_lost(target, hessian, curvature, scale, qparams, settings.sweeps)
         integers, step = found.integers, found.step
         if qparams.block_size is None:
@@ -227,7 +231,7 @@ class _Walk:
         part = streamed(self._float, block.source, layer.source)
         part_hat = streamed(self._network.graph_module, block.source, layer.source_hat)
         moments = Moments()
-        importance, first, taken = self._importance.shares.get(name), 0, 0
+        importance, first, taken = self._importance.shares.pop(name, None), 0, 0
         for value, value_hat in streams:
             x, x_hat = part(value), part_hat(value_hat)
             size = output_size(x.shape, layer.shape)

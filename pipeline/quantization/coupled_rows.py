@@ -1,9 +1,9 @@
 """Rows of a layer rounded for what they cost together: each makes good what the others do.
 
 With the curvature ``H (d, d)`` of the inputs and ``G (rows, rows)`` of the outputs, rounding errors
-``E (rows, d)`` cost ``tr(G E H E^T)``. For one row, the others fixed, that is ``G_ii e^T H e`` with
-``e = E_i + sum_k G_ik / G_ii E_k``: the row's own problem with another target. So all that rounds a
-row by itself rounds it beside the others.
+``E (rows, d)`` cost ``tr(G E H E^T)``. For row i, the others fixed, that is ``G_ii e^T H e`` with
+``e = E_i + sum_{k != i} G_ik / G_ii E_k``: the row's own problem with another target. So what
+rounds a row by itself rounds it beside the others.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from torch import Tensor
 
 from fdda_deploy.pipeline.quantization.second_order import descend, row_loss
 
-_PARTS = 32
-"""Rows that are rounded at once, as if they did not touch each other: every 32nd."""
 _TURNS = 2
-_SWEEPS = 1
+_MOST_PARTS, _FEWEST_PARTS = 32, 4
+"""Into so many parts rows are divided, those of a part descending at once: the more, the better
+each sees the others, and the more often all columns are walked."""
+_COLUMNS_A_TURN = 2**14
+_LEAST_GAIN = 0.005
+"""Share of the loss that a turn must take for another to follow."""
 
 
 def coupled_loss(error: Tensor, hessian: Tensor, curvature: Tensor | None) -> Tensor:
@@ -43,8 +46,9 @@ def couple_rows(
 ) -> tuple[Tensor, Tensor]:
     """Returns integers and scales ``(1, rows, 1)`` of no larger loss in all.
 
-    Every 32nd row at a time descends from where it was towards what makes good the errors of the
-    others, twice around. What does not lower the loss is not kept.
+    Every 32nd row at a time, fewer times in layers of many inputs, descends from where it was
+    towards what makes good the errors of the others; so twice around. Rows whose change does not
+    lower the loss of all stay.
 
     Args:
         weight: ``(1, rows, d)``.
@@ -58,16 +62,44 @@ def couple_rows(
     own = curvature.diagonal().clamp_min(torch.finfo(curvature.dtype).tiny)
     found, step = integers.clone(), scale.clone()
     error = weight - found * step
-    parts = min(_PARTS, weight.shape[1])
-    for turn in range(_TURNS * parts):
-        rows = slice(turn % parts, None, parts)
-        pull = curvature[rows] @ error[0]
-        target = weight[:, rows] - error[:, rows] + pull / own[rows, None]
-        q, s = descend(target, hessian, found[:, rows], step[:, rows], qmin, qmax, sweeps=_SWEEPS)
-        changed = weight[:, rows] - q * s
-        change = (changed - error[:, rows])[0]
-        # Rows of one turn may touch each other after all: what this adds to the loss of all.
-        push = 2 * pull + curvature[rows, rows] @ change
-        if float((push * (change @ hessian[0])).sum()) < 0:
-            found[:, rows], step[:, rows], error[:, rows] = q, s, changed
+    least = _LEAST_GAIN * float(coupled_loss(error, hessian, curvature).sum())
+    parts = min(_MOST_PARTS, max(_FEWEST_PARTS, _COLUMNS_A_TURN // weight.shape[2]))
+    for _ in range(_TURNS):
+        gained = 0.0
+        for first in range(min(parts, weight.shape[1])):
+            rows = slice(first, None, parts)
+            pull = curvature[rows] @ error[0]
+            target = weight[:, rows] - error[:, rows] + pull / own[rows, None]
+            q, s = descend(target, hessian, found[:, rows], step[:, rows], qmin, qmax, sweeps=1)
+            change = (weight[:, rows] - q * s - error[:, rows])[0]
+            pushed = change @ hessian[0]
+            taken, gain = _worth_it(
+                2 * (pull * pushed).sum(dim=1), curvature[rows, rows] * (pushed @ change.mT)
+            )
+            gained += gain
+            keep = taken.to(q.device)[None, :, None]
+            found[:, rows] = torch.where(keep, q, found[:, rows])
+            step[:, rows] = torch.where(keep, s, step[:, rows])
+            error[:, rows] += torch.where(keep, change, 0.0)
+        if gained <= least:
+            break
     return found, step
+
+
+def _worth_it(alone: Tensor, between: Tensor) -> tuple[Tensor, float]:
+    """Returns which changes are made ``(n,)``, on the CPU, and by how much that lowers the loss.
+
+    Rows that change at once may all make good the same error. So one by one, each is taken if it
+    lowers the loss beside those taken before it.
+
+    Args:
+        alone: What each change does to the loss by the errors that are there, ``(n,)``.
+        between: What two changes do together, ``(n, n)``.
+    """
+    alone, between = alone.double().cpu(), between.double().cpu()
+    taken, total = torch.zeros(len(alone), dtype=torch.bool), 0.0
+    for row in range(len(alone)):
+        beside = float(alone[row] + between[row, row] + 2 * between[row, taken].sum())
+        if beside < 0:
+            taken[row], total = True, total - beside
+    return taken, total

@@ -23,8 +23,8 @@ class Importance:
         curvature: Of dense layers that were asked for, ``(rows, rows)``; see `OutputCurvature`.
     """
 
-    shares: Mapping[str, Tensor]
-    curvature: Mapping[str, Tensor]
+    shares: dict[str, Tensor]
+    curvature: dict[str, Tensor]
 
 
 NO_IMPORTANCE = Importance({}, {})
@@ -65,8 +65,12 @@ def output_importance(
     if not differentiate(watch, batches, seed=seed, done=done):
         return NO_IMPORTANCE  # whoever measures layers names the one that is to blame
     shares = {name: torch.cat(parts, dim=1) for name, parts in watch.found.items() if parts}
-    found = {name: watch.curvatures[name].result() for name in watch.curvatures}
-    return Importance(shares, {name: g for name, g in found.items() if g is not None})
+    curvature: dict[str, Tensor] = {}
+    for name in coupled:
+        found = watch.curvatures.pop(name).result()  # a sum and its copy, not those of all layers
+        if found is not None:
+            curvature[name] = found
+    return Importance(shares, curvature)
 
 
 class _Outputs(Watch):

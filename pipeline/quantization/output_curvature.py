@@ -15,7 +15,10 @@ from torch import Tensor
 MOST_ROWS = 2048
 """Layers of more channels are rounded channel by channel: G has the square of them."""
 POSITIONS = 32
-"""Of an image; neighbours say much the same."""
+"""Of an image at least, if it has them, and less than twice as many: neighbours say the same."""
+DAMPING = 0.01
+"""Share of the mean diagonal added to it, as to that of the inputs: no row is given up for others.
+"""
 
 
 class OutputCurvature:
@@ -23,7 +26,7 @@ class OutputCurvature:
 
     An image gives one draw of y, so of few images G is mostly noise, and rounding would fit it.
     What lies off the diagonal is therefore shrunk by the share of it that is noise, which the
-    images' own G_n show: ``sum_n |G_n - G|^2 / (N^2 |G|^2)`` (Ledoit and Wolf 2004, "A
+    images' own G_n show: ``sum_n |G_n - G|^2 / (N (N - 1) |G|^2)`` (Ledoit and Wolf 2004, "A
     well-conditioned estimator for large-dimensional covariance matrices", towards the diagonal).
     """
 
@@ -50,10 +53,11 @@ class OutputCurvature:
         """Returns G ``(rows, rows)`` float32, shrunk; None where no image says anything."""
         if self._sum is None or not bool(self._count) or not bool(self._sum.isfinite().all()):
             return None
-        diagonal = torch.diag(self._sum.diagonal())
-        off = self._sum - diagonal
+        own = self._sum.diagonal()
+        off = self._sum - torch.diag(own)
+        diagonal = torch.diag(own + DAMPING * own.mean())
         signal, count = float(off.square().sum()), float(self._count)
         if signal == 0 or count == 1:  # one image cannot disagree with itself
             return diagonal
-        noise = float(self._squares) / signal - 1 / count
+        noise = (count * float(self._squares) / signal - 1) / (count - 1)
         return diagonal + off * (1 - min(1.0, max(0.0, noise)))

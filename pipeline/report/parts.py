@@ -44,7 +44,7 @@ class CalibrationData(TypedDict):
     n: Count
     classes_covered: Count | None
     digest: str | None
-    recipe: str | None
+    recipe: NotRequired[str | None]
 
 
 class SyntheticData(TypedDict):

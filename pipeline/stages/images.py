@@ -71,9 +71,14 @@ class Pool:
         if calibrate_on == ("synthetic" if self.given_are_real else "real"):
             given = 0
         if given + made == 0:
+            synthesized = self.given is not None and self.given.recipe
             raise ConfigError(
-                f"--calibrate-on {calibrate_on}: there is no such image. Give --calib-data, or "
-                "take another --recipe than none."
+                f"--calibrate-on {calibrate_on}: there is no such image. "
+                + (
+                    f"Recipe {synthesized} made those of --calib-data: take synthetic."
+                    if synthesized
+                    else "Give --calib-data, or take another --recipe than none."
+                )
             )
         return given, made
 

@@ -48,7 +48,7 @@ def choose_recipe(asked: str, situation: Situation) -> RecipeChoice:
     """Returns the recipe to take: as asked, or for ``auto`` by what there is.
 
     Raises:
-        DataError: There is neither BatchNorm nor a real image.
+        DataError: There is neither BatchNorm nor an image.
         ModelError: A recipe was asked for, and the network has no BatchNorm.
         ConfigError: It needs labelled real images and there are none, or ``none`` has no images.
     """

@@ -141,7 +141,7 @@ def _judged(context: RunContext, recipe: Recipe, result: SyntheticImages) -> dic
     """Returns what the float network says of the images, and of real ones beside them."""
     quality = result.quality
     real, found = context.calibration, None
-    if real is not None and real.labelled:
+    if real is not None and real.recipe is None and real.labelled:
         chosen = np.arange(min(len(real), REAL_JUDGED))
         batches = real.batches(context.config.run.batch_size, chosen)
         found = image_quality(context.statistics, batches, context.device)

@@ -15,7 +15,7 @@ from protobuf_text import read_config
 from fdda_deploy.engines import package as package_module
 from fdda_deploy.engines.deploy_manifest import read_manifest
 from fdda_deploy.engines.package import PackageOptions, write_package
-from fdda_deploy.engines.sealed_folder import added_files, changed_files, entry_of
+from fdda_deploy.engines.sealed_folder import added_files, changed_files
 from fdda_deploy.errors import ConfigError, EngineError
 
 HOSTILE = 'a"b\\ $(touch /tmp/x) `id` <script>alert(1)</script> [x](http://y) | \n# z @{name}'
@@ -26,26 +26,6 @@ def packed(finished_build: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     out = tmp_path_factory.mktemp("packages") / "tiny"
     write_package(finished_build, out, PackageOptions())
     return out
-
-
-@pytest.fixture
-def rewritten(finished_build: Path, tmp_path: Path) -> Any:
-    """Returns a copy of the build whose report another hand changed, with fitting digests."""
-
-    def rewrite(**changes: Any) -> Path:
-        out = tmp_path / "rewritten"
-        shutil.copytree(finished_build, out, ignore=shutil.ignore_patterns(".*"))
-        report = json.loads((out / "report.json").read_text())
-        for path, value in changes.items():
-            part, *rest = path.split("__")
-            (report[part] if rest else report)[rest[0] if rest else part] = value
-        (out / "report.json").write_text(json.dumps(report))
-        manifest = json.loads((out / "manifest.json").read_text())
-        manifest["files"]["report.json"] = entry_of(out / "report.json")
-        (out / "manifest.json").write_text(json.dumps(manifest))
-        return out
-
-    return rewrite
 
 
 def test_every_file_is_in_the_manifest_with_its_digest(packed: Path) -> None:

@@ -29,6 +29,7 @@ def test_float_pixels_are_rounded_to_255_steps(tmp_path):
         (np.array(["genie"]), None),
         (np.bytes_(b"genie"), None),
         (np.arange(4), None),
+        (np.array({"lr": 1}, dtype=object), None),
     ],
 )
 def test_only_a_recipes_name_says_that_images_were_synthesized(tmp_path, name, wanted):

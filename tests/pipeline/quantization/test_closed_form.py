@@ -22,6 +22,7 @@ from rounded_networks import (
 from torch import nn
 
 from fdda_deploy.errors import CalibrationError
+from fdda_deploy.pipeline.quantization import closed_form
 from fdda_deploy.pipeline.quantization.closed_form import RoundingSettings, round_network
 from fdda_deploy.pipeline.quantization.fisher import AT_ONCE
 from fdda_deploy.quant.affine import dequantize
@@ -160,12 +161,30 @@ def test_channels_make_good_each_others_errors_where_asked() -> None:
     assert error(together, Alike) < 0.6 * error(alone, Alike)
 
 
-@pytest.mark.parametrize("settings", [{"coupled": False}, {"importance": False}])
-def test_wide_weights_round_channel_by_channel(settings: dict[str, bool]) -> None:
-    one, other = calibrated(Plain, "w8a8"), calibrated(Plain, "w8a8")
-    rounded(one, Plain, importance=settings.get("importance", True))
-    rounded(other, Plain, **settings)
-    assert integers(one) == integers(other)
+@pytest.mark.parametrize(
+    ("kind", "scheme", "importance", "alike"),
+    [
+        (Plain, "w8a8", True, True),
+        (Plain, "w4a8", False, True),  # nothing says what channels cost
+        (Plain, "w4a8", True, False),
+        (Grouped, "w4a8", True, False),  # its first and last layer
+    ],
+)
+def test_only_narrow_weights_of_known_cost_are_rounded_together(
+    kind: type[nn.Module], scheme: str, importance: bool, alike: bool
+) -> None:
+    together, alone = calibrated(kind, scheme), calibrated(kind, scheme)
+    rounded(together, kind, importance=importance)
+    rounded(alone, kind, importance=importance, coupled=False)
+    assert (integers(together) == integers(alone)) is alike
+
+
+def test_layers_of_very_many_channels_round_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closed_form, "MOST_ROWS", 4)
+    together, alone = calibrated(Plain, "w4a8"), calibrated(Plain, "w4a8")
+    rounded(together, Plain)
+    rounded(alone, Plain, coupled=False)
+    assert integers(together) == integers(alone)
 
 
 def test_progress_counts_images_then_layers() -> None:

@@ -77,8 +77,25 @@ def test_where_no_row_touches_another_each_keeps_to_itself():
 def test_a_row_that_nothing_depends_on_harms_none():
     g = curvature(2, 0.05)
     g[5], g[:, 5] = 0, 0
-    error, _ = solved(2, g)
-    assert bool(error.isfinite().all())
+    (alone, hessian), (together, _) = solved(2, None), solved(2, g)
+    losses = [coupled_loss(error, hessian, g).sum() for error in (alone, together)]
+    assert losses[1] < 0.6 * losses[0]
+    torch.testing.assert_close(together[:, 5], alone[:, 5])
+
+
+@pytest.mark.parametrize("rank", [2, 16])
+def test_rows_of_one_part_do_not_all_make_good_the_same_error(rank: int) -> None:
+    rows, d = 512, 8
+    weight, x, directions = drawn(1, rows, d), drawn(1, 64, d, seed=1), drawn(rank, rows, seed=2)
+    g, hessian = directions.mT @ directions / rank + 0.02 * torch.eye(rows), x.mT @ x / 64
+    scale = weight.abs().amax(dim=2, keepdim=True) / 7
+    start = (weight / scale).round()
+    q, step = couple_rows(weight, hessian, g, start, scale, -7, 7)
+    before, after = (
+        coupled_loss(weight - integers * by, hessian, g).sum()
+        for integers, by in ((start, scale), (q, step))
+    )
+    assert after < 0.4 * before
 
 
 def test_few_rows_are_as_good_as_many():
@@ -100,3 +117,5 @@ def test_only_narrow_grids_with_a_scale_for_each_row_are_coupled():
     assert can_couple(QParams(rows, -7, 7, axis=0))
     assert not can_couple(QParams(rows, -127, 127, axis=0))
     assert not can_couple(QParams(rows[:1].reshape(()), -7, 7))
+    blocks = torch.ones(ROWS, 2).numpy()
+    assert not can_couple(QParams(blocks, -7, 7, axis=1, block_size=D // 2))

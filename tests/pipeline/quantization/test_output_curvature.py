@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fdda_deploy.pipeline.quantization.output_curvature import POSITIONS, OutputCurvature
+from fdda_deploy.pipeline.quantization.output_curvature import DAMPING, POSITIONS, OutputCurvature
 
 
 def drawn(*size: int, seed: int = 0) -> Tensor:
@@ -29,7 +29,9 @@ def off_diagonal(matrix: Tensor) -> float:
 def test_images_that_agree_say_all_of_it():
     image = drawn(1, 5, 3)
     found = curvature(image.expand(8, -1, -1))
-    torch.testing.assert_close(found, 8 * image[0].mT @ image[0] / image.square().sum())
+    wanted = 8 * image[0].mT @ image[0] / image.square().sum()
+    damping = DAMPING * wanted.diagonal().mean() * torch.eye(3)
+    torch.testing.assert_close(found, wanted + damping)
 
 
 def test_channels_that_have_nothing_in_common_are_left_alone():
@@ -78,6 +80,12 @@ def test_one_image_says_only_how_much_each_channel_counts():
     found = curvature(drawn(1, 3, 4))
     assert off_diagonal(found) == 0
     assert bool((found.diagonal() > 0).all())
+
+
+def test_a_channel_that_counts_little_is_not_given_up_for_others():
+    grads = drawn(64, 2, 1) * torch.tensor([0.02, 1.0, -1.0, 1.0]) + 1e-3 * drawn(64, 2, 4, seed=1)
+    found = curvature(grads)
+    assert float((found[0, 1:] / found[0, 0]).abs().max()) < 3  # 50 without damping
 
 
 def test_positions_are_thinned_evenly():
