@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fdda_deploy.pipeline.quantization.coupled_rows import couple_rows, coupled_loss
-from fdda_deploy.pipeline.quantization.one_scale import keeps_old, round_with_one_scale
+from fdda_deploy.pipeline.quantization.one_scale import round_with_one_scale
 from fdda_deploy.pipeline.quantization.second_order import (
     MAX_EXACT_INPUTS,
     descend,
@@ -84,6 +84,17 @@ def fewest_lost(
         float(before.sum()) / size,
         float(after.sum()) / size,
     )
+
+
+def keeps_old(before: Tensor, after: Tensor, *, together: bool) -> Tensor:
+    """Returns which rows ``(groups, rows)`` are no better for having been rounded anew.
+
+    Rows that share a scale, or a loss, are kept or given up ``together``.
+    """
+    if together:
+        worse = (before.sum() <= after.sum()) | ~after.sum().isfinite()
+        return worse.expand(before.shape)
+    return (before <= after) | ~after.isfinite()
 
 
 def _rounded(

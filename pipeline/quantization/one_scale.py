@@ -68,17 +68,6 @@ def round_with_one_scale(
     return best[1], best[2]
 
 
-def keeps_old(before: Tensor, after: Tensor, *, together: bool) -> Tensor:
-    """Returns which rows ``(groups, rows)`` are no better for having been rounded anew.
-
-    Rows that share a scale, or a loss, are kept or given up ``together``.
-    """
-    if together:
-        worse = (before.sum() <= after.sum()) | ~after.sum().isfinite()
-        return worse.expand(before.shape)
-    return (before <= after) | ~after.isfinite()
-
-
 def grid_with(qparams: QParams, step: Tensor) -> QParams:
     """Returns the grid with new scales.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fdda_deploy.pipeline.quantization.coupled_rows import couple_rows, coupled_loss
-from fdda_deploy.pipeline.quantization.integer_weights import can_couple, fewest_lost
+from fdda_deploy.pipeline.quantization.integer_weights import can_couple, fewest_lost, keeps_old
 from fdda_deploy.pipeline.quantization.second_order import damped, row_loss
 from fdda_deploy.quant.qparams import QParams
 
@@ -119,3 +119,11 @@ def test_only_narrow_grids_with_a_scale_for_each_row_are_coupled():
     assert not can_couple(QParams(rows[:1].reshape(()), -7, 7))
     blocks = torch.ones(ROWS, 2).numpy()
     assert not can_couple(QParams(blocks, -7, 7, axis=1, block_size=D // 2))
+
+
+def test_rows_that_share_a_scale_or_a_loss_are_given_up_together() -> None:
+    before, after = torch.tensor([[1.0, 4.0]]), torch.tensor([[2.0, 1.0]])
+    assert keeps_old(before, after, together=False).tolist() == [[True, False]]
+    assert keeps_old(before, after, together=True).tolist() == [[False, False]]
+    assert keeps_old(after, before, together=True).all()
+    assert keeps_old(before, after / 0, together=True).all()

@@ -11,7 +11,6 @@ from torch import Tensor
 from fdda_deploy.pipeline.quantization.observers import weight_qparams
 from fdda_deploy.pipeline.quantization.one_scale import (
     grid_with,
-    keeps_old,
     one_scale_qparams,
     round_with_one_scale,
 )
@@ -76,14 +75,6 @@ def test_one_scale_is_that_of_least_error_over_the_whole_weight() -> None:
 
 def scale_of(grid: QParams, row: int) -> QParams:
     return QParams(grid.scale[row], grid.qmin, grid.qmax)
-
-
-def test_rows_with_one_scale_are_given_up_together() -> None:
-    before, after = torch.tensor([[1.0, 4.0]]), torch.tensor([[2.0, 1.0]])
-    assert keeps_old(before, after, together=False).tolist() == [[True, False]]
-    assert keeps_old(before, after, together=True).tolist() == [[False, False]]
-    assert keeps_old(after, before, together=True).all()
-    assert keeps_old(before, after / 0, together=True).all()
 
 
 def test_a_grid_takes_new_scales_in_the_form_it_has() -> None:
