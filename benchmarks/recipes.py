@@ -220,6 +220,8 @@ def _row(key: Row, folder: Path, keep: Path | None) -> Row:
     count, seed = int(key["images"]), int(key["seed"])
     name = f"{network} on {recipe}"
     kept = None if keep is None else keep / f"{network}-{recipe}-{count}-{seed}.npz"
+    if recipe == "fdda":  # it has real images beside those it makes
+        kept = None
     read_back = kept is not None and kept.is_file()
     if read_back:
         images = ["--recipe", "none", "--calib-data", str(kept)]
