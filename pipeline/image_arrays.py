@@ -112,7 +112,7 @@ def _labels(
 def _recipe(path: Path) -> str | None:
     """Returns a recipe's name; None for an array of somebody else's that is called alike."""
     try:
-        found = _arrays(path, (_RECIPE,))[0][_RECIPE]
+        found = np.asarray(_arrays(path, (_RECIPE,))[0][_RECIPE])  # raw members are bytes
     except (DataError, KeyError):  # too large, or Python objects: whatever it is, no name
         return None
     name = str(found) if found.dtype.kind == "U" and not found.ndim else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,13 @@ def test_only_a_recipes_name_says_that_images_were_synthesized(tmp_path, name, w
     made, real = (open_images(str(tmp_path / f"{of}.npz"), SMALL) for of in ("made", "real"))
     assert (made.recipe, real.recipe) == (wanted, None)
     assert (made.digest == real.digest) == (wanted is None)
+
+
+def test_a_recipe_that_is_no_array_says_nothing(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 8, 8, 3), np.uint8))
+    with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive:
+        archive.writestr("recipe", b"genie")
+    assert open_images(str(tmp_path / "x.npz"), SMALL).recipe is None
 
 
 @pytest.mark.parametrize(("labels", "num_classes"), [([0, 3], 3), ([-1, 0], None)])
