@@ -67,7 +67,8 @@ def _arrays(path: Path, wanted: Sequence[str]) -> tuple[dict[str, NDArray[np.gen
         oversized = [name for name in wanted if sizes.get(name, 0) > MAX_ARRAY_BYTES]
         if not oversized:
             with np.load(path, allow_pickle=False) as loaded:
-                found = {name: loaded[name] for name in wanted if name in loaded.files}
+                # numpy hands out as bytes what is no array
+                found = {name: np.asarray(loaded[name]) for name in wanted if name in loaded.files}
             return found, sorted(sizes)
     except Exception as error:  # a hostile header can raise any parser's error
         pickled = "pickle" in str(error)
@@ -112,7 +113,7 @@ def _labels(
 def _recipe(path: Path) -> str | None:
     """Returns a recipe's name; None for an array of somebody else's that is called alike."""
     try:
-        found = np.asarray(_arrays(path, (_RECIPE,))[0][_RECIPE])  # raw members are bytes
+        found = _arrays(path, (_RECIPE,))[0][_RECIPE]
     except (DataError, KeyError):  # too large, or Python objects: whatever it is, no name
         return None
     name = str(found) if found.dtype.kind == "U" and not found.ndim else ""

@@ -50,6 +50,13 @@ def test_a_recipe_that_is_no_array_says_nothing(tmp_path):
     assert open_images(str(tmp_path / "x.npz"), SMALL).recipe is None
 
 
+def test_images_that_are_no_array_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x", b"abc")
+    with pytest.raises(DataError, match=r"x has shape \(\), wanted"):
+        open_images(str(tmp_path / "x.npz"), SMALL)
+
+
 @pytest.mark.parametrize(("labels", "num_classes"), [([0, 3], 3), ([-1, 0], None)])
 def test_labels_out_of_range_are_refused(tmp_path, labels, num_classes):
     np.savez(tmp_path / "x.npz", x=np.zeros((2, 8, 8, 3), np.uint8), y=np.array(labels))
